@@ -1,0 +1,57 @@
+"""The `bam` command: one table of subcommands, each in its own module under `bam_plugin/commands/`.
+
+A command module defines `configure(parser)` and `run(args) -> int`. Modules are imported only when their command is
+called, so `bam upscale` never imports torch. Results go to standard output, progress and logs to standard error.
+Exit codes: 0 good, 1 some inputs failed, 2 usage or bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from bam_plugin import __version__
+from bam_plugin.errors import BamError
+
+COMMANDS = {
+    "train": "train a network from an option file (BasicSR's train pipeline)",
+    "test": "test a network from an option file (BasicSR's test pipeline)",
+    "convert": "convert a training checkpoint to a bit-packed file",
+    "inspect": "show what a packed file holds and verify its checksum",
+    "upscale": "upscale pictures with a packed file",
+}
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Make the parser; only the `chosen` command's module is imported and its arguments added."""
+    parser = argparse.ArgumentParser(prog="bam", description="Binary super-resolution: train, convert, upscale.")
+    parser.add_argument("--version", action="version", version=f"bam-plugin {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            module = importlib.import_module(f"bam_plugin.commands.{name}")
+            module.configure(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `bam` command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    try:
+        args = build_parser(chosen).parse_args(argv)
+        return args.run(args)
+    except BamError as error:
+        sys.stderr.write(f"bam: {type(error).__name__}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("bam: interrupted\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The subcommands of `bam`, one module each (see `bam_plugin.cli`)."""

@@ -1,0 +1,102 @@
+"""The blocks of BSRN: LBBlock (a local block of three binary convs) and HPBBlock (LB blocks in sequence).
+
+LB block, as the paper's figure shows it (3x3, then two 1x1, all C -> C):
+    a1 = conv3(x);  a2 = conv1_a(a1) + b1 a1;  out = conv1_b(a2) + b1 a1 + b2 a2
+Short-range accumulation: the activations (factors b1, b2), and the filters of the two 1x1 convs. Long-range
+accumulation: the filters of the 3x3 convs across the LB blocks of one HPB block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from bam_plugin.nn.accumulation import ActivationScale
+from bam_plugin.nn.binary_conv import BinaryConv2d
+
+
+class LBBlock(nn.Module):
+    """Local binary block, (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        num_feat: channels C.
+        identity: add the input to the 3x3 convolution's result, a1 = conv3(x) + x. The figure shows no such path
+            (False); without it deep networks do not train (see docs/training.md).
+        beta, beta_statistic, beta_init, beta_offset: mode, statistic and, for b1 and b2, the trained scalar's start
+            and the fixed offset of ActivationScale. With identity, offsets (0.5, 1) and starts (0, 0) the block begins
+            as out = x + conv3(x) + conv1_a(a1) + conv1_b(a2), a plain residual chain.
+        long_range: accumulate the 3x3 filters over the earlier LB blocks of the HPB block.
+        short_range: accumulate the filters of the two 1x1 convolutions.
+        position: index of this block in its HPB block, 0-based.
+        alpha, weight_gradient: the options `alpha` and `gradient` of BAMWeight.
+        conv_options: further keywords of the three BinaryConv2d.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_feat: int,
+        identity: bool = True,
+        beta: str = "spatial",
+        beta_statistic: str = "mean_abs",
+        beta_init: Sequence[float] = (0.0, 0.0),
+        beta_offset: Sequence[float] = (0.5, 1.0),
+        long_range: bool = True,
+        short_range: bool = True,
+        position: int = 0,
+        alpha: str = "one",
+        weight_gradient: str = "latent",
+        conv_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.identity = identity
+        self.long_range = long_range
+        self.short_range = short_range
+
+        def conv(kernel_size: int, group_index: int) -> BinaryConv2d:
+            weight_options = {"alpha": alpha, "gradient": weight_gradient, "group_index": group_index}
+            return BinaryConv2d(
+                in_channels=num_feat,
+                out_channels=num_feat,
+                kernel_size=kernel_size,
+                weight_options=weight_options,
+                **(conv_options or {}),
+            )
+
+        self.conv3 = conv(3, position if long_range else 0)
+        self.conv1_a = conv(1, 0)
+        self.conv1_b = conv(1, 1 if short_range else 0)
+        self.beta1, self.beta2 = (
+            ActivationScale(mode=beta, statistic=beta_statistic, init=beta_init[n], offset=beta_offset[n])
+            for n in range(2)
+        )
+
+    def forward(self, x: Tensor, previous: Sequence[Tensor] = ()) -> Tensor:
+        """`previous`: latent 3x3 weights of the earlier LB blocks of the HPB block."""
+        a1 = self.conv3(x, previous if self.long_range else ())
+        if self.identity:
+            a1 = a1 + x
+        weighted1 = self.beta1(a1)
+        a2 = self.conv1_a(a1) + weighted1
+        out = self.conv1_b(a2, (self.conv1_a.weight,) if self.short_range else ())
+        return (out + weighted1) + self.beta2(a2)
+
+
+class HPBBlock(nn.Module):
+    """`num_lb` LB blocks in sequence, with long-range accumulation of their 3x3 filters; `options` go to LBBlock."""
+
+    def __init__(self, *, num_feat: int, num_lb: int = 2, **options: Any) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            LBBlock(num_feat=num_feat, position=position, **options) for position in range(num_lb)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        previous: tuple[Tensor, ...] = ()
+        for block in self.blocks:
+            x = block(x, previous)
+            previous = (*previous, block.conv3.weight)
+        return x

@@ -1,0 +1,53 @@
+"""Named errors of the packed format: one class per way in which a file, a graph or a conversion can be wrong.
+
+All of them are `BamError`s, so the command line turns them into one line and exit code 2. `PackedFormatError` is the
+base of everything that a packed file itself can be blamed for.
+"""
+
+from __future__ import annotations
+
+from bam_plugin.errors import BamError
+
+
+class PackedFormatError(BamError):
+    """A packed file is not what docs/packed_format.md describes."""
+
+
+class NotPackedError(PackedFormatError):
+    """The file is no safetensors container, or one without the `bam` metadata of a packed network."""
+
+
+class TruncatedFileError(PackedFormatError):
+    """The file ends before the bytes that its own header announces."""
+
+
+class NewerVersionError(PackedFormatError):
+    """The file was written for a later version of the format."""
+
+
+class InvalidGraphError(PackedFormatError):
+    """The graph in the file (or under construction) is inconsistent: unknown op, wrong operand, bad attribute."""
+
+
+class MissingTensorError(PackedFormatError):
+    """The graph names a tensor that the file does not hold."""
+
+
+class UnexpectedTensorError(PackedFormatError):
+    """The file holds a tensor that the graph does not name."""
+
+
+class TensorShapeError(PackedFormatError):
+    """A tensor's shape or dtype is not the one that its place in the graph demands."""
+
+
+class ChecksumError(PackedFormatError):
+    """The content does not match the SHA-256 that the file records."""
+
+
+class ConversionError(BamError):
+    """A checkpoint, option file or module cannot be turned into a packed file."""
+
+
+class EngineError(BamError):
+    """The engine was given an image, instruction set or thread count that it cannot serve."""
