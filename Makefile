@@ -1,0 +1,38 @@
+# Everything from a fresh clone: `make demo` and `make test` each make .venv and install what they need.
+#   make demo   train a small binary network on photos, convert it to packed bits, upscale with it   (demo/)
+#   make test   the test suite
+#   make lint   ruff and pyright
+#   make clean  remove .venv and everything that the targets above made
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
+	$$python -c 'import sys, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+# The tested versions are for Python 3.11; other versions resolve the ranges in setup.py.
+PINS = $(shell $(BIN)/python -c 'import sys; print("-c requirements.txt" if sys.version_info[:2] == (3, 11) else "")')
+
+.PHONY: all demo test lint clean
+all: $(INSTALLED)
+
+# torch comes first and build isolation is off, because basicsr's setup.py imports torch: isolated, pip would download a
+# second torch for the build.
+$(INSTALLED): setup.py pyproject.toml requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with venv is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel cython
+	$(BIN)/python -m pip install -q $(PINS) torch torchvision numpy
+	$(BIN)/python -m pip install -q $(PINS) --no-build-isolation -e '.[train,demo,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+clean:
+	rm -rf .venv demo build *.egg-info bam_plugin/packed/csrc/*.so
