@@ -1,0 +1,12 @@
+"""Models in BasicSR's sense: a network, its losses and its optimizer, trained, validated and saved.
+
+Importing this package applies the repairs of `bam_plugin._compat` and registers every `*_model.py` in BasicSR's
+MODEL_REGISTRY.
+"""
+
+from __future__ import annotations
+
+from bam_plugin import _compat
+
+_compat.repair_pipelines()
+_compat.import_registered(__name__, "_model")

@@ -1,0 +1,45 @@
+"""Checkpoints that are whole or not there, and that hold everything an exact resume needs.
+
+A checkpoint is two files with BasicSR's names: `models/net_g_ITER.pth` and `training_states/ITER.state`. Each is
+written to a temporary file and renamed, the network first: where a state exists, its network does too, however the
+process ended.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from bam_plugin._files import atomic_path
+
+
+def save_atomically(content: dict[str, Any], path: str | os.PathLike) -> None:
+    """`torch.save` that leaves either the complete file at `path` or what was there before."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random generators of this process, as tensors and plain containers (`weights_only` safe)."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Undo everything drawn since `random_states()`; GPU states are used when the number of GPUs is the same."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,69 @@
+"""Training from an option file through BasicSR's `train_pipeline`.
+
+`python -m bam_plugin.train -opt FILE`, `torchrun --nproc_per_node=2 -m bam_plugin.train -opt FILE --launcher pytorch`
+and `bam train -opt FILE` are the same. Results go to `experiments/` and `tb_logger/` under the current directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bam_plugin import _compat
+from bam_plugin.errors import BamError
+
+
+@contextlib.contextmanager
+def pipeline_process(program: str, argv: Sequence[str]) -> Iterator[None]:
+    """The surroundings of a BasicSR pipeline, which reads `sys.argv`, prints, and keeps one logger per process.
+
+    Inside the block `sys.argv` is `argv`, printed notes go to standard error, and everything of bam_plugin is
+    registered. A process group that the pipeline joined is left at the end.
+    """
+    _compat.repair_pipelines()
+    import torch.distributed
+
+    for package in ("archs", "models"):
+        importlib.import_module(f"bam_plugin.{package}")
+    previous = sys.argv
+    _compat.forget_loggers()
+    sys.argv = [program, *argv]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.argv = previous
+        _compat.forget_loggers()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def train(argv: Sequence[str], root_path: str | Path | None = None) -> None:
+    """Run BasicSR's training pipeline with its own arguments `argv` (`-opt FILE`, `--auto_resume`, ...).
+
+    `root_path` holds `experiments/` and `tb_logger/`; the current directory by default.
+    """
+    with pipeline_process("bam_plugin.train", argv):
+        from basicsr.train import train_pipeline
+
+        from bam_plugin.models.session import TrainingSession
+
+        with TrainingSession().installed():
+            train_pipeline(str(Path(root_path or Path.cwd()).resolve()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and return the exit code: 0 finished, 130 stopped by a signal, 2 an error that the options explain."""
+    try:
+        train(sys.argv[1:] if argv is None else argv)
+    except BamError as error:
+        sys.stderr.write(f"bam train: {type(error).__name__}: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

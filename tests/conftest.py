@@ -1,0 +1,96 @@
+"""Fixtures shared by all tests: seeds, the optional folder of real images, and a tiny data set in real LMDBs."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCALE = 4
+
+
+@dataclass(frozen=True)
+class TinyPairs:
+    """Image pairs of scale 4: HR 64x64 and LR 16x16 PNGs, as folders and as LMDBs with meta_info.txt."""
+
+    names: tuple[str, ...]
+    gt_folder: Path
+    lq_folder: Path
+    gt_lmdb: Path
+    lq_lmdb: Path
+    scale: int = SCALE
+
+
+def pytest_configure() -> None:
+    # Several test processes share a machine; results on one thread are also the reproducible ones.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test starts from the same random states, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with Set5, Set14, ...: BAM_DATA_ROOT or beside the checkout; skips the test where there is none."""
+    root = Path(os.environ.get("BAM_DATA_ROOT", Path(__file__).parents[1] / "../shared/data")).resolve()
+    if not (root / "Set5").is_dir():
+        pytest.skip(f"needs the image sets (Set5, ...) in {root}; set BAM_DATA_ROOT")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> TinyPairs:
+    """Eight smooth, coloured, deterministic image pairs; do not write into their folders."""
+    import cv2
+
+    root = tmp_path_factory.mktemp("tiny_pairs")
+    names = tuple(f"image{index:02d}" for index in range(8))
+    generator = np.random.default_rng(7)
+    images: dict[str, dict[str, np.ndarray]] = {"gt": {}, "lq": {}}
+    for name in names:
+        images["gt"][name] = _textured_image(generator, 64)
+        images["lq"][name] = cv2.resize(images["gt"][name], None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    for side, members in images.items():
+        (root / side).mkdir()
+        encoded = {}
+        for name, image in members.items():
+            encoded[name] = cv2.imencode(".png", image)[1].tobytes()
+            (root / side / f"{name}.png").write_bytes(encoded[name])
+        _write_lmdb(root / f"{side}.lmdb", encoded, members)
+    return TinyPairs(names, root / "gt", root / "lq", root / "gt.lmdb", root / "lq.lmdb")
+
+
+def _textured_image(generator: np.random.Generator, size: int) -> np.ndarray:
+    """A few random waves per channel plus a hard edge, uint8 (size, size, 3)."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    image = np.zeros((size, size, 3))
+    for channel in range(3):
+        for _ in range(3):
+            fy, fx, phase = generator.uniform(-5, 5, 3)
+            image[..., channel] += np.sin(2 * np.pi * (fy * y + fx * x) + phase) / 3
+    image += np.where(x * generator.uniform(-1, 1) + y > generator.uniform(0.2, 0.8), 0.5, -0.5)[..., None]
+    return np.clip(128 + 80 * image, 0, 255).round().astype(np.uint8)
+
+
+def _write_lmdb(path: Path, encoded: dict[str, bytes], images: dict[str, np.ndarray]) -> None:
+    """An LMDB as BasicSR's readers expect it."""
+    import lmdb
+
+    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for name, content in encoded.items():
+            transaction.put(name.encode(), content)
+    lines = [f"{name}.png ({','.join(map(str, image.shape))}) 1" for name, image in images.items()]
+    (path / "meta_info.txt").write_text("\n".join(lines) + "\n")
