@@ -1,0 +1,54 @@
+"""BSRN: parameter counts, sizes and options."""
+
+import pytest
+import torch
+
+from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(2)
+    torch.set_num_threads(1)
+
+
+def test_literal_network_has_the_listed_parameters():
+    channels = 48
+    head = 3 * channels * 9 + channels
+    lb_block = channels**2 * 9 + 2 * channels**2 + 3 * 2 * channels + 2  # 3x3, two 1x1, three BN, two s
+    body_end = channels**2 * 9 + channels
+    upsampler = 2 * (channels * 4 * channels * 9 + 4 * channels) + channels * 3 * 9 + 3
+    network = BSRN(upscale=4, **LITERAL)
+    assert parameters(network) == head + 40 * lb_block + body_end + upsampler == 1_215_059
+
+
+def test_default_network_adds_one_factor_per_binary_output_channel():
+    assert parameters(BSRN(upscale=4)) == 1_215_059 + 40 * 3 * 48
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
+def test_output_size(upscale, upsampler):
+    network = BSRN(num_feat=8, num_hpb=1, upscale=upscale, upsampler=upsampler)
+    assert network(torch.rand(1, 3, 5, 7)).shape == (1, 3, 5 * upscale, 7 * upscale)
+
+
+def test_literal_options_reach_the_blocks():
+    block = BSRN(num_feat=8, num_hpb=1, **LITERAL).body[0].blocks[0]
+    assert not block.identity and block.conv3.output_scale is None
+    assert [(beta.offset, beta.scale.item()) for beta in (block.beta1, block.beta2)] == [(0.0, 1.0), (0.0, 1.0)]
+
+
+def test_bad_options_are_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"bilinear.*found 'nearest'"):
+        BSRN(global_skip="nearest")
+    with pytest.raises(ValueError, match=r"num_in_ch \(3\) and num_out_ch \(1\)"):
+        BSRN(num_out_ch=1)
+    with pytest.raises(ValueError, match=r"pixelshuffledirect.*found 'x'"):
+        BSRN(num_hpb=1, upsampler="x")
+    with pytest.raises(ValueError, match=r"upscale.*found 5"):
+        BSRN(num_hpb=1, upscale=5)
