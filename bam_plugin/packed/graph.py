@@ -39,14 +39,23 @@ class ValueType:
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. `tensors` maps the op's roles (weight, bias, ...) to names of tensors in the file."""
+    """One operation. Its result is called by its `name`; `roles` are its tensors, stored as `NAME.ROLE`."""
 
     op: str
     name: str
     inputs: tuple[str, ...]
-    output: str
     attrs: Mapping[str, int | float | str] = field(default_factory=dict)
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    roles: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The name of the value that the node makes."""
+        return self.name
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """The names of the node's tensors in the file, by role."""
+        return {role: f"{self.name}.{role}" for role in self.roles}
 
 
 @dataclass(frozen=True)
@@ -123,11 +132,11 @@ class _Call:
         return value
 
     def has(self, role: str) -> bool:
-        return role in self.node.tensors
+        return role in self.node.roles
 
     def tensor(self, role: str, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
         self._seen_roles.add(role)
-        if role not in self.node.tensors:
+        if role not in self.node.roles:
             raise self.fault(f"needs a tensor for its {role}")
         name = self.node.tensors[role]
         if name not in self.tensors:
@@ -147,7 +156,7 @@ class _Call:
     def finish(self) -> None:
         for kind, seen, given in (
             ("attributes", self._seen_attrs, self.node.attrs),
-            ("tensors", self._seen_roles, self.node.tensors),
+            ("tensors", self._seen_roles, self.node.roles),
         ):
             unknown = sorted(set(given) - seen)
             if unknown:
@@ -283,17 +292,15 @@ OPS: Mapping[str, Callable[[_Call], ValueType]] = {
 def _infer(node: Node, types: Mapping[str, ValueType], tensors: Mapping[str, np.ndarray]) -> ValueType:
     if node.op not in OPS:
         raise InvalidGraphError(f"node {node.name!r} has the unknown op {node.op!r}; known: {sorted(OPS)}")
-    if node.output in types:
-        raise InvalidGraphError(f"node {node.name!r} makes the value {node.output!r} a second time")
+    if node.name in types:
+        raise InvalidGraphError(f"two nodes are called {node.name!r}, or one as the input")
     call = _Call(node=node, types=types, tensors=tensors)
     result = OPS[node.op](call)
     call.finish()
     return result
 
 
-def check_graph(
-    *, num_in_ch: int, nodes: tuple[Node, ...], output: str, tensors: Mapping[str, np.ndarray]
-) -> Graph:
+def check_graph(*, num_in_ch: int, nodes: tuple[Node, ...], output: str, tensors: Mapping[str, np.ndarray]) -> Graph:
     """Check every node against the tensors and return the typed graph.
 
     Raises InvalidGraphError, MissingTensorError or TensorShapeError, each naming the node.
@@ -304,7 +311,7 @@ def check_graph(
         raise InvalidGraphError(f"the graph has {len(nodes)} nodes; at most {MAX_NODES} are allowed")
     types = {INPUT: ValueType("float", num_in_ch, 1)}
     for node in nodes:
-        types[node.output] = _infer(node, types, tensors)
+        types[node.name] = _infer(node, types, tensors)
     if output not in types or types[output].kind != "float":
         raise InvalidGraphError(f"the output {output!r} is not a float map made by a node")
     return Graph(num_in_ch=num_in_ch, nodes=nodes, output=output, types=types)
@@ -341,11 +348,10 @@ class GraphBuilder:
         while unique in self.types:
             count += 1
             unique = f"{name}:{count}"
-        names = {}
-        for role, array in (tensors or {}).items():
-            names[role] = f"{unique}.{role}"
-            self.tensors[names[role]] = np.ascontiguousarray(array)
-        node = Node(op=op, name=unique, inputs=inputs, output=unique, attrs=dict(attrs or {}), tensors=names)
+        tensors = tensors or {}
+        for role, array in tensors.items():
+            self.tensors[f"{unique}.{role}"] = np.ascontiguousarray(array)
+        node = Node(op=op, name=unique, inputs=inputs, attrs=dict(attrs or {}), roles=tuple(sorted(tensors)))
         self.types[unique] = _infer(node, self.types, self.tensors)
         self._nodes.append(node)
         return unique
@@ -354,7 +360,7 @@ class GraphBuilder:
         """Return the checked graph; nodes that `output` does not need are left out, with their tensors."""
         needed, kept = {output}, []
         for node in reversed(self._nodes):
-            if node.output in needed:
+            if node.name in needed:
                 needed.update(node.inputs)
                 kept.append(node)
         nodes = tuple(reversed(kept))

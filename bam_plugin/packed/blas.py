@@ -1,0 +1,50 @@
+"""The two convolutions by matrix multiplication: what runs where no compiled kernels are installed.
+
+Signs are unpacked to +-1 floats (0 beyond the border), whose sums are exact integers in float32 in any order: this
+binary convolution equals `reference.binary_conv2d` bit for bit. The float convolution adds in the order of the BLAS at
+hand and agrees with the reference to a few units in the last place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bam_plugin.packed.reference import unpack_filters, words_to_bits
+
+_STRIP_VALUES = 4_000_000  # float32 values of one strip's patch matrix: 16 MB
+
+
+def _convolve(padded: np.ndarray, matrix: np.ndarray, kernel: int) -> np.ndarray:
+    """Valid convolution of (H + k - 1, W + k - 1, C) with (k * k * C, O), strip by strip."""
+    height, width = padded.shape[0] - kernel + 1, padded.shape[1] - kernel + 1
+    result = np.empty((height, width, matrix.shape[1]), dtype=np.float32)
+    rows = max(1, _STRIP_VALUES // max(1, width * matrix.shape[0]))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(0, 1))
+    for start in range(0, height, rows):
+        strip = windows[start : start + rows].transpose(0, 1, 3, 4, 2)
+        columns = strip.reshape(-1, matrix.shape[0])
+        result[start : start + rows] = (columns @ matrix).reshape(-1, width, matrix.shape[1])
+    return result
+
+
+def _pad(value: np.ndarray, half: int) -> np.ndarray:
+    return np.pad(value, ((half, half), (half, half), (0, 0)))
+
+
+def conv2d(value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """As `reference.conv2d`, up to the order of the additions."""
+    kernel = weight.shape[2]
+    matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
+    result = _convolve(_pad(value, kernel // 2), matrix, kernel)
+    return result if bias is None else result + bias
+
+
+def binary_conv2d(
+    words: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, kernel: int, channels: int
+) -> np.ndarray:
+    """As `reference.binary_conv2d`, bit for bit."""
+    one = np.float32(1)
+    signs = np.where(words_to_bits(words, channels), -one, one)
+    filters = np.where(unpack_filters(weight, kernel, channels), -one, one)
+    matrix = np.ascontiguousarray(filters.reshape(len(filters), -1).T)
+    return scale * _convolve(_pad(signs, kernel // 2), matrix, kernel)

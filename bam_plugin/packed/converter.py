@@ -1,0 +1,159 @@
+"""From a training checkpoint to a packed file: load, build, lower, compare, write.
+
+The network is built from the `network_g` section of the option file through BasicSR's registry, the checkpoint is read
+with `weights_only=True`, and nothing is written when the packed network differs from PyTorch by more than the caller
+allows. The lowering itself is in `lowering.py`, the comparison in `verify.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from bam_plugin import __version__
+from bam_plugin.packed.engine import Engine
+from bam_plugin.packed.errors import ConversionError
+from bam_plugin.packed.format import PackedModel, pack_model
+from bam_plugin.packed.lowering import LayerRow, lower_network
+from bam_plugin.packed.verify import Comparison, compare, seeded_images
+
+PARAM_KEYS = ("params_ema", "params")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion: the model, its file's bytes, the report rows and (unless skipped) the comparison."""
+
+    model: PackedModel
+    data: bytes
+    rows: list[LayerRow]
+    comparison: Comparison | None
+
+
+def read_network_options(path: str | os.PathLike) -> dict[str, Any]:
+    """The `network_g` section of a BasicSR option file."""
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConversionError(f"{path}: not a readable option file ({error})") from None
+    section = options.get("network_g") if isinstance(options, dict) else None
+    if not isinstance(section, dict) or "type" not in section:
+        raise ConversionError(f"{path}: no section network_g with a type; give the option file of its training")
+    return section
+
+
+def build_network(section: Mapping[str, Any]) -> nn.Module:
+    """Build a registered network from its option section."""
+    import bam_plugin.archs  # noqa: F401, I001  (first: it repairs and registers; imports basicsr, so only on demand)
+    from basicsr.archs import build_network as build
+
+    try:
+        return build(dict(section))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversionError(f"network_g: cannot build {section.get('type')!r} ({error})") from error
+
+
+def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights in a checkpoint and the key they stood under ("" for a bare state dict).
+
+    `params_ema` is preferred to `params` unless `param_key` names one. Read with `weights_only=True`, so a checkpoint
+    cannot run code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ConversionError(f"{path}: not a readable checkpoint of weights ({error})") from None
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: a dictionary of weights expected, found {type(content).__name__}")
+    if param_key is not None and param_key not in content:
+        raise ConversionError(f"{path}: has no {param_key!r}; it has {sorted(map(str, content))[:8]}")
+    key = param_key or next((key for key in PARAM_KEYS if key in content), "")
+    state = content[key] if key else content
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ConversionError(f"{path}: holds no weights under {key or 'its top level'!r} (expected {PARAM_KEYS})")
+    return {name.removeprefix("module."): value for name, value in state.items()}, key
+
+
+def load_weights(network: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Load strictly: a missing, unknown or misshapen weight is an error that lists what differs."""
+    own = network.state_dict()
+    missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    faults = [
+        f"{label} {names[:6]}{' ...' if len(names) > 6 else ''}"
+        for label, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        if names
+    ]
+    if faults:
+        raise ConversionError(
+            f"{where}: does not fit {type(network).__name__} ({'; '.join(faults)}); use the option file of its training"
+        )
+    network.load_state_dict(state)
+
+
+def input_channels(network: nn.Module, section: Mapping[str, Any]) -> int:
+    """Channels of the input image: the option num_in_ch, else those of the first convolution."""
+    if isinstance(section.get("num_in_ch"), int):
+        return section["num_in_ch"]
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    return first.in_channels if first is not None else 3
+
+
+def convert_network(
+    network: nn.Module,
+    *,
+    num_in_ch: int = 3,
+    metadata: Mapping[str, Any] | None = None,
+    images: Iterable[np.ndarray] | None = None,
+    verify: bool = True,
+) -> Conversion:
+    """Pack a PyTorch network and compare the two on `images` (default: the fixed seeded ones).
+
+    `metadata` must be JSON. Raises ConversionError when the network cannot be packed.
+    """
+    graph, tensors, rows = lower_network(network, num_in_ch=num_in_ch)
+    model = PackedModel(graph=graph, tensors=tensors, metadata=dict(metadata or {}))
+    data = pack_model(model)
+    comparison = None
+    if verify:
+        pictures = seeded_images(num_in_ch) if images is None else images
+        comparison = compare(network.cpu().float(), Engine(model), pictures)
+    return Conversion(model=model, data=data, rows=rows, comparison=comparison)
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike,
+    options: str | os.PathLike,
+    *,
+    param_key: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+    images: Iterable[np.ndarray] | None = None,
+    verify: bool = True,
+) -> Conversion:
+    """Convert a BasicSR checkpoint with the option file it was trained with; see `convert_network`.
+
+    `facts` (training data, terms, metrics, ...) are recorded beside the source's SHA-256 and the network's options.
+    """
+    section = read_network_options(options)
+    state, key = read_checkpoint(checkpoint, param_key=param_key)
+    network = build_network(section)
+    load_weights(network, state, str(checkpoint))
+    metadata = {
+        **(facts or {}),
+        "producer": f"bam-plugin {__version__}",
+        "network_g": section,
+        "source_sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+        "source_key": key,
+    }
+    num_in_ch = input_channels(network, section)
+    return convert_network(network, num_in_ch=num_in_ch, metadata=metadata, images=images, verify=verify)

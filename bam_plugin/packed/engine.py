@@ -1,0 +1,128 @@
+"""Runs a packed graph: one kernel per node, every map freed as soon as its last reader is done.
+
+Instruction sets: "reference" is the exact and slow truth (`reference.py`); "numpy" is the same with both convolutions
+by matrix multiplication, for installations without compiled kernels. The environment variable BAM_ISA chooses one when
+the caller does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bam_plugin.packed import blas, reference
+from bam_plugin.packed.errors import EngineError
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.graph import INPUT, Node
+
+Kernel = Callable[..., np.ndarray]
+Observer = Callable[[str, np.ndarray], None]
+
+_REFERENCE: Mapping[str, Kernel] = {
+    "conv2d": reference.conv2d,
+    "binary_conv2d": reference.binary_conv2d,
+    "threshold": reference.threshold,
+    "relu": reference.relu,
+    "leaky_relu": reference.leaky_relu,
+    "prelu": reference.prelu,
+    "affine": reference.affine,
+    "add": reference.add,
+    "mul": reference.mul,
+    "scale": reference.scale,
+    "clamp": reference.clamp,
+    "channel_mean": reference.channel_mean,
+    "pixel_shuffle": reference.pixel_shuffle,
+    "resize": reference.resize,
+}
+_KERNELS: Mapping[str, Mapping[str, Kernel]] = {
+    "reference": _REFERENCE,
+    "numpy": {**_REFERENCE, "conv2d": blas.conv2d, "binary_conv2d": blas.binary_conv2d},
+}
+ISA_VARIABLE = "BAM_ISA"
+
+
+def available_isas() -> list[str]:
+    """Names that `Engine(isa=...)` accepts on this machine, fastest first."""
+    return ["numpy", "reference"]
+
+
+def choose_isa(isa: str | None) -> str:
+    """The instruction set to use: the argument, else the environment variable BAM_ISA, else the fastest."""
+    available = available_isas()
+    wanted = isa or os.environ.get(ISA_VARIABLE) or available[0]
+    if wanted not in available:
+        raise EngineError(f"instruction set {wanted!r} is not available here; choose one of {available}")
+    return wanted
+
+
+def choose_threads(threads: int | None) -> int:
+    """The number of threads: the argument, else the processors this process may use."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if type(threads) is not int or threads < 1:
+        raise EngineError(f"threads must be a positive integer, found {threads!r}")
+    return threads
+
+
+@dataclass(frozen=True)
+class _Step:
+    node: Node
+    kernel: Kernel
+    arguments: Mapping[str, object]
+    dead: tuple[str, ...]  # values that no later step reads
+
+
+def _last_reader(model: PackedModel) -> dict[str, int]:
+    last = {}
+    for index, node in enumerate(model.graph.nodes):
+        for name in node.inputs:
+            last[name] = index
+    return last
+
+
+class Engine:
+    """A packed network ready to run.
+
+    `isa` and `threads` are the choices in force. Results do not depend on `threads`.
+    """
+
+    def __init__(self, model: PackedModel, *, isa: str | None = None, threads: int | None = None):
+        self.model = model
+        self.isa = choose_isa(isa)
+        self.threads = choose_threads(threads)
+        last = _last_reader(model)
+        kernels = _KERNELS[self.isa]
+        self._steps = []
+        for index, node in enumerate(model.graph.nodes):
+            arguments: dict[str, object] = dict(node.attrs)
+            arguments.update({role: model.tensors[name] for role, name in node.tensors.items()})
+            if node.op == "binary_conv2d":
+                arguments["channels"] = model.graph.types[node.inputs[0]].channels
+            touched = {*node.inputs, node.name} - {model.graph.output}
+            dead = tuple(name for name in touched if last.get(name, -1) <= index)
+            self._steps.append(_Step(node, kernels[node.op], arguments, dead))
+
+    def run(self, image: np.ndarray, *, observe: Observer | None = None) -> np.ndarray:
+        """Upscale one image: float32 (H, W, C) -> float32 (H * scale, W * scale, C_out), not clipped.
+
+        `observe(name, value)` is called with every node's result (float map or sign words), for comparisons.
+        Raises EngineError when the image is not float32, has no pixel or another number of channels.
+        """
+        channels = self.model.num_in_ch
+        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
+            found = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise EngineError(f"the engine takes a float32 array (H, W, {channels}), found {found}")
+        if image.shape[2] != channels or 0 in image.shape:
+            raise EngineError(f"the network takes images of shape (H, W, {channels}), found {image.shape}")
+        values = {INPUT: np.ascontiguousarray(image)}
+        for step in self._steps:
+            result = step.kernel(*(values[name] for name in step.node.inputs), **step.arguments)
+            values[step.node.name] = result
+            if observe is not None:
+                observe(step.node.name, result)
+            for name in step.dead:
+                values.pop(name, None)
+        return np.ascontiguousarray(values[self.model.graph.output])

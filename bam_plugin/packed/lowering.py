@@ -1,0 +1,371 @@
+"""From a PyTorch network to a packed graph: trace with torch.fx, fold what depends on parameters alone, lower the rest.
+
+The network is traced in evaluation mode with its layers as leaves, so no network needs an exporter of its own. Values
+that follow from parameters only (accumulated filters, learned factors) are computed here and now; each remaining
+call becomes one op of `graph.py` by the tables at the end of this module. What has no entry there is an error that
+names the module, never a guess. This module and `converter.py` are the parts of `packed` that need torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from bam_plugin.nn.binarizers import BatchNormSign
+from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.errors import ConversionError, PackedFormatError
+from bam_plugin.packed.graph import Graph, GraphBuilder
+from bam_plugin.packed.reference import pack_filters
+from bam_plugin.packed.thresholds import batch_norm_affine, sign_thresholds
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of the conversion report: what it was and what became of it."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    bits_before: int
+    bytes_after: int
+    note: str  # "packed", or why not
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value of the packed graph, as opposed to a Python object or tensor that is known already."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Magnitude:
+    """|value|: exists only inside a channel mean."""
+
+    value: _Value
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, BinaryConv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _array(tensor: Tensor, where: str) -> np.ndarray:
+    array = tensor.detach().cpu().numpy().astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ConversionError(f"{where}: a parameter is not finite; the checkpoint is from a run that diverged")
+    return array
+
+
+def _norm_affine(norm: nn.BatchNorm2d, where: str) -> tuple[np.ndarray, np.ndarray]:
+    if norm.running_mean is None or norm.running_var is None:
+        raise ConversionError(f"{where}: a BatchNorm without running statistics depends on the image and cannot pack")
+    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+    mean, variance, gamma, beta = (_array(t, where) for t in (norm.running_mean, norm.running_var, gamma, beta))
+    return batch_norm_affine(mean=mean, variance=variance, gamma=gamma, beta=beta, eps=norm.eps)
+
+
+def _square(value: Any) -> int | None:
+    """The one number of a (possibly doubled) convolution setting, None if it has two different ones."""
+    pair = value if isinstance(value, tuple) else (value, value)
+    return pair[0] if len(set(pair)) == 1 and isinstance(pair[0], int) else None
+
+
+class _Lowering:
+    """Walks a traced network and feeds a GraphBuilder."""
+
+    def __init__(self, *, network: nn.Module, num_in_ch: int):
+        self.network = network
+        self.builder = GraphBuilder(num_in_ch=num_in_ch)
+        self.rows: list[LayerRow] = []
+        self.where = ""
+
+    def run(self) -> Graph:
+        try:
+            traced = _Tracer().trace(self.network)
+        except Exception as error:
+            raise ConversionError(
+                f"{type(self.network).__name__} cannot be traced as one fixed graph "
+                f"(its forward depends on the image): {error}"
+            ) from error
+        known: dict[fx.Node, Any] = {}
+        for node in traced.nodes:
+            if node.op == "placeholder":
+                if any(isinstance(value, _Value) for value in known.values()):
+                    if not node.args:
+                        raise ConversionError(f"{type(self.network).__name__} takes more than one input: {node.name}")
+                    known[node] = node.args[0]
+                else:
+                    known[node] = _Value(self.builder.input)
+            elif node.op == "get_attr":
+                known[node] = operator.attrgetter(str(node.target))(self.network)
+            elif node.op == "output":
+                result = fx.map_arg(node.args[0], known.__getitem__)
+                if not isinstance(result, _Value):
+                    raise ConversionError(f"{type(self.network).__name__} does not return one picture")
+                return self.builder.finish(result.name)
+            else:
+                known[node] = self._call(node, known)
+        raise ConversionError(f"{type(self.network).__name__} returns nothing")
+
+    def _call(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+        args = fx.map_arg(node.args, known.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, known.__getitem__)
+        stack = node.meta.get("nn_module_stack") or {}
+        module_path = next(reversed(stack)) if stack else ""
+        self.where = str(node.target) if node.op == "call_module" else f"{module_path}.{node.name}".lstrip(".")
+        dynamic = _find_values((args, kwargs))
+        if node.op == "call_module":
+            module = self.network.get_submodule(str(node.target))
+            if not dynamic:
+                raise ConversionError(f"{self.where}: a layer that does not depend on the image is not supported")
+            handler = next((make for kind, make in _MODULES.items() if isinstance(module, kind)), None)
+            if handler is None:
+                raise ConversionError(f"{self.where}: {type(module).__name__} has no packed counterpart")
+            return self._guard(lambda: handler(self, module, *args, **kwargs))
+        if not dynamic:
+            target = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+            rest = args[1:] if node.op == "call_method" else args
+            with torch.no_grad():
+                return target(*rest, **kwargs)  # type: ignore[operator]
+        table = _METHODS if node.op == "call_method" else _FUNCTIONS
+        handler = table.get(node.target)  # type: ignore[call-overload]
+        if handler is None:
+            name = getattr(node.target, "__name__", node.target)
+            raise ConversionError(f"{self.where}: the call {name!r} on feature maps has no packed counterpart")
+        return self._guard(lambda: handler(self, *args, **kwargs))
+
+    def _guard(self, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except (PackedFormatError, TypeError) as error:
+            raise ConversionError(f"{self.where}: cannot be lowered ({error})") from error
+
+    def add(
+        self, op: str, *inputs: _Value, name: str | None = None, attrs: dict | None = None, **tensors: Any
+    ) -> _Value:
+        return _Value(self.builder.add(op, name or self.where, *(v.name for v in inputs), attrs=attrs, tensors=tensors))
+
+    def channels(self, value: _Value) -> int:
+        return self.builder.types[value.name].channels
+
+    def row(self, kind: str, shape: tuple[int, ...], bits: int, nbytes: int, note: str) -> None:
+        self.rows.append(LayerRow(self.where, kind, shape, bits, nbytes, note))
+
+    # Layers
+
+    def conv(self, module: nn.Conv2d, x: _Value) -> _Value:
+        kernel = _square(module.kernel_size)
+        same = kernel is not None and _square(module.padding) == kernel // 2
+        if (
+            not same
+            or (_square(module.stride), _square(module.dilation), module.groups) != (1, 1, 1)
+            or module.padding_mode != "zeros"
+        ):
+            raise ConversionError(
+                f"{self.where}: only square convolutions of stride 1, dilation 1, one group and zero padding that "
+                f"keeps the size can be packed, found {module}"
+            )
+        tensors = {"weight": _array(module.weight, self.where)}
+        if module.bias is not None:
+            tensors["bias"] = _array(module.bias, self.where)
+        numbers = sum(array.size for array in tensors.values())
+        self.row("Conv2d", tensors["weight"].shape, 32 * numbers, 4 * numbers, "full-precision layer of the network")
+        return self.add("conv2d", x, **tensors)
+
+    def binary_conv(self, module: BinaryConv2d, x: _Value, previous: tuple[Tensor, ...] = ()) -> _Value:
+        if module.stride != 1 or module.padding != module.kernel_size // 2:
+            raise ConversionError(f"{self.where}: only stride 1 with size-keeping padding can be packed")
+        signs = self._signs(module.binarize_activation, x)
+        total, nbytes, shape = None, 0, tuple(module.weight.shape)
+        for weight, scale in module.decompose(previous):
+            packed = pack_filters(weight.cpu().numpy().transpose(0, 2, 3, 1) < 0)
+            nbytes += packed.nbytes
+            scale = np.broadcast_to(_array(scale, self.where), packed.shape[:1])
+            attrs = {"kernel": module.kernel_size}
+            term = self.add("binary_conv2d", signs, attrs=attrs, weight=packed, scale=scale)
+            total = term if total is None else self.add("add", total, term)
+        self.row("BinaryConv2d", shape, 32 * math.prod(shape), nbytes, "packed")
+        assert total is not None
+        return total
+
+    def _signs(self, activation: nn.Module, x: _Value) -> _Value:
+        path = f"{self.where}.binarize_activation"
+        if not isinstance(activation, BatchNormSign):
+            raise ConversionError(f"{path}: the activation binarizer {type(activation).__name__} cannot be packed yet")
+        threshold, flip = sign_thresholds(*_norm_affine(activation.norm, path))
+        return self.add("threshold", x, name=path, threshold=threshold, flip=flip)
+
+    def norm(self, module: nn.BatchNorm2d, x: _Value) -> _Value:
+        scale, shift = _norm_affine(module, self.where)
+        self.row("BatchNorm2d", scale.shape, 128 * scale.size, 8 * scale.size, "full-precision layer of the network")
+        return self.add("affine", x, scale=scale, shift=shift)
+
+    def prelu(self, module: nn.PReLU, x: _Value) -> _Value:
+        slope = np.broadcast_to(_array(module.weight, self.where), (self.channels(x),))
+        return self.add("prelu", x, slope=slope)
+
+    def leaky_relu(self, x: _Value, negative_slope: float = 0.01, inplace: bool = False) -> _Value:
+        return self.add("leaky_relu", x, attrs={"slope": float(np.float32(negative_slope))})
+
+    def relu(self, x: _Value, inplace: bool = False) -> _Value:
+        return self.add("relu", x)
+
+    def clamp(self, x: _Value, low: float, high: float) -> _Value:
+        limit = np.finfo(np.float32).max  # an open side is bounded by the largest float, which changes no finite value
+        low, high = (float(np.float32(min(max(bound, -limit), limit))) for bound in (low, high))
+        return self.add("clamp", x, attrs={"low": low, "high": high})
+
+    def pixel_shuffle(self, x: _Value, upscale_factor: int) -> _Value:
+        return self.add("pixel_shuffle", x, attrs={"factor": int(upscale_factor)})
+
+    def interpolate(
+        self,
+        x: _Value,
+        size: Any = None,
+        scale_factor: Any = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+        recompute_scale_factor: bool | None = None,
+        antialias: bool = False,
+    ) -> _Value:
+        factor = scale_factor[0] if isinstance(scale_factor, tuple) and len(set(scale_factor)) == 1 else scale_factor
+        plain = size is None and not align_corners and not antialias
+        if not plain or not isinstance(factor, int | float) or factor != int(factor):
+            raise ConversionError(
+                f"{self.where}: only interpolation by one integer factor, align_corners off, can pack"
+            )
+        return self.add("resize", x, attrs={"factor": int(factor), "mode": mode})
+
+    # Arithmetic
+
+    def plus(self, left: Any, right: Any, *, alpha: Any = 1) -> _Value:
+        right = self.times(right, alpha) if isinstance(right, _Value) else right * alpha
+        if isinstance(left, _Value) and isinstance(right, _Value):
+            return self.add("add", left, right)
+        value, constant = (left, right) if isinstance(left, _Value) else (right, left)
+        shift = self._per_channel(constant, value)
+        return self.add("affine", value, scale=np.ones_like(shift), shift=shift) if np.any(shift) else value
+
+    def minus(self, left: Any, right: Any) -> _Value:
+        return self.plus(left, self.times(right, -1) if isinstance(right, _Value) else -right)
+
+    def times(self, left: Any, right: Any) -> _Value:
+        if isinstance(left, _Value) and isinstance(right, _Value):
+            return self.add("mul", left, right)
+        value, constant = (left, right) if isinstance(left, _Value) else (right, left)
+        factors = self._per_channel(constant, value)
+        if np.all(factors == factors[0]):
+            return value if factors[0] == 1 else self.add("scale", value, attrs={"factor": float(factors[0])})
+        return self.add("affine", value, scale=factors, shift=np.zeros_like(factors))
+
+    def divide(self, left: _Value, right: Any) -> _Value:
+        if not isinstance(left, _Value) or isinstance(right, _Value):
+            raise ConversionError(f"{self.where}: division by a feature map cannot be packed")
+        return self.times(left, 1 / right)
+
+    def negate(self, x: _Value) -> _Value:
+        return self.times(x, -1)
+
+    def _per_channel(self, constant: Any, value: _Value) -> np.ndarray:
+        """A constant operand as one float32 per channel of `value`."""
+        channels = self.channels(value)
+        array = _array(torch.as_tensor(constant), self.where)
+        if array.size != 1 and (array.size != channels or array.shape[-3:] != (channels, 1, 1)):
+            raise ConversionError(f"{self.where}: a constant of shape {array.shape} does not fit {channels} channels")
+        return np.broadcast_to(array.reshape(-1), (channels,))
+
+    def magnitude(self, x: _Value) -> _Magnitude:
+        return _Magnitude(x)
+
+    def mean(self, x: _Value | _Magnitude, dim: Any = None, keepdim: bool = False) -> _Value:
+        if dim not in (1, [1], (1,), -3) or not keepdim:
+            raise ConversionError(f"{self.where}: only the mean over channels (dim=1, keepdim=True) can be packed")
+        if isinstance(x, _Magnitude):
+            return self.add("channel_mean", x.value, attrs={"statistic": "mean_abs"})
+        return self.add("channel_mean", x, attrs={"statistic": "mean"})
+
+
+def _find_values(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return any(_find_values(item) for item in tree.values())
+    if isinstance(tree, list | tuple):
+        return any(_find_values(item) for item in tree)
+    return isinstance(tree, _Value | _Magnitude)
+
+
+_Handler = Callable[..., Any]
+_MODULES: dict[type[nn.Module], _Handler] = {
+    BinaryConv2d: _Lowering.binary_conv,
+    nn.Conv2d: _Lowering.conv,
+    nn.BatchNorm2d: _Lowering.norm,
+    nn.ReLU: lambda self, module, x: self.relu(x),
+    nn.LeakyReLU: lambda self, module, x: self.leaky_relu(x, module.negative_slope),
+    nn.PReLU: _Lowering.prelu,
+    nn.Hardtanh: lambda self, module, x: self.clamp(x, module.min_val, module.max_val),
+    nn.PixelShuffle: lambda self, module, x: self.pixel_shuffle(x, module.upscale_factor),
+    nn.Upsample: lambda self, module, x: self.interpolate(
+        x, module.size, module.scale_factor, module.mode, module.align_corners
+    ),
+    nn.Identity: lambda self, module, x: x,
+    nn.Dropout: lambda self, module, x: x,
+    nn.Dropout2d: lambda self, module, x: x,
+}
+_FUNCTIONS: dict[Any, _Handler] = {
+    operator.add: _Lowering.plus,
+    operator.iadd: _Lowering.plus,
+    torch.add: _Lowering.plus,
+    operator.sub: _Lowering.minus,
+    torch.sub: _Lowering.minus,
+    operator.mul: _Lowering.times,
+    operator.imul: _Lowering.times,
+    torch.mul: _Lowering.times,
+    operator.truediv: _Lowering.divide,
+    torch.div: _Lowering.divide,
+    operator.neg: _Lowering.negate,
+    torch.abs: _Lowering.magnitude,
+    torch.mean: _Lowering.mean,
+    torch.relu: _Lowering.relu,
+    F.relu: _Lowering.relu,
+    F.leaky_relu: _Lowering.leaky_relu,
+    F.pixel_shuffle: _Lowering.pixel_shuffle,
+    F.interpolate: _Lowering.interpolate,
+    torch.clamp: lambda self, x, min=-math.inf, max=math.inf: self.clamp(x, min, max),
+}
+_METHODS: dict[Any, _Handler] = {
+    "add": _Lowering.plus,
+    "add_": _Lowering.plus,
+    "sub": _Lowering.minus,
+    "mul": _Lowering.times,
+    "mul_": _Lowering.times,
+    "div": _Lowering.divide,
+    "abs": _Lowering.magnitude,
+    "mean": _Lowering.mean,
+    "relu": _Lowering.relu,
+    "clamp": lambda self, x, min=-math.inf, max=math.inf: self.clamp(x, min, max),
+    "contiguous": lambda self, x: x,
+    # A constant that follows the image's dtype and device stays what it is; so does the image.
+    "type_as": lambda self, x, other: x,
+    "to": lambda self, x, *args, **kwargs: x,
+}
+
+
+def lower_network(network: nn.Module, *, num_in_ch: int) -> tuple[Graph, dict[str, np.ndarray], list[LayerRow]]:
+    """Turn a network into a checked packed graph, its tensors, and one report row per layer with parameters.
+
+    `network` maps (N, num_in_ch, H, W) to (N, C, H * scale, W * scale); it is copied and put in evaluation mode.
+    Raises ConversionError naming the module that cannot be lowered.
+    """
+    lowering = _Lowering(network=copy.deepcopy(network).float().eval(), num_in_ch=num_in_ch)
+    graph = lowering.run()
+    return graph, lowering.builder.tensors, lowering.rows

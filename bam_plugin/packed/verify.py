@@ -1,0 +1,126 @@
+"""Comparison of a packed network with the PyTorch network it was made from.
+
+Both see the same images. Reported are the differences of the 8-bit pictures and, layer by layer, the signs that came
+out differently: a float operation that rounds differently in front of a threshold can flip a sign whose input lies
+next to it, and only there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.engine import Engine
+from bam_plugin.packed.reference import words_to_bits
+
+SEED = 20200823
+SIZES = ((48, 64), (37, 53), (16, 1), (1, 1))  # height, width: even, odd, narrower than a kernel, one pixel
+
+
+@dataclass
+class Comparison:
+    """What a comparison found. Shares are in [0, 1]; differences are of 8-bit values."""
+
+    images: int = 0
+    values: int = 0
+    max_difference: int = 0
+    equal_share: float = 1.0
+    within_one_share: float = 1.0
+    max_float_difference: float = 0.0
+    flips: dict[str, tuple[int, int]] = field(default_factory=dict)  # layer -> (flipped signs, all signs)
+
+    @property
+    def flipped(self) -> int:
+        """Flipped signs of all layers together."""
+        return sum(flipped for flipped, _ in self.flips.values())
+
+    @property
+    def signs(self) -> int:
+        """Signs of all layers together."""
+        return sum(total for _, total in self.flips.values())
+
+
+def seeded_images(channels: int) -> list[np.ndarray]:
+    """Fixed pictures (H, W, channels) in [0, 1]: smooth colour with fine grain, in the sizes `SIZES`."""
+    generator = np.random.default_rng(SEED)
+    images = []
+    for height, width in SIZES:
+        coarse = generator.random((height // 8 + 2, width // 8 + 2, channels))
+        smooth = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width]
+        grain = generator.random((height, width, channels))
+        images.append((0.8 * smooth + 0.2 * grain).astype(np.float32))
+    return images
+
+
+def _to_8_bit(image: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.int16)
+
+
+def _run_torch(network: nn.Module, image: np.ndarray) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
+    """The network's picture (H, W, C) and, per binarized activation, the signs (True = -1) of each call."""
+    signs: dict[str, list[np.ndarray]] = defaultdict(list)
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, BinaryConv2d):
+            path = f"{name}.binarize_activation".lstrip(".")
+            handles.append(
+                module.binarize_activation.register_forward_hook(
+                    lambda _module, _inputs, output, path=path: signs[path].append(
+                        (output[0] < 0).permute(1, 2, 0).cpu().numpy()
+                    )
+                )
+            )
+    training = network.training
+    try:
+        network.eval()
+        with torch.inference_mode():
+            result = network(torch.from_numpy(image).permute(2, 0, 1)[None])
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return result[0].permute(1, 2, 0).float().cpu().numpy(), signs
+
+
+def _run_packed(engine: Engine, image: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    types = engine.model.graph.types
+    signs = {}
+
+    def observe(name: str, value: np.ndarray) -> None:
+        if types[name].kind == "signs":
+            signs[name] = words_to_bits(value, types[name].channels)
+
+    return engine.run(image, observe=observe), signs
+
+
+def compare(network: nn.Module, engine: Engine, images: Iterable[np.ndarray]) -> Comparison:
+    """Run both networks on `images` (float32 (H, W, C) in [0, 1]) and sum up the differences."""
+    found = Comparison()
+    equal = within = 0
+    flips: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for image in images:
+        expected, expected_signs = _run_torch(network, image)
+        packed, packed_signs = _run_packed(engine, image)
+        difference = np.abs(_to_8_bit(expected) - _to_8_bit(packed))
+        found.images += 1
+        found.values += difference.size
+        found.max_difference = max(found.max_difference, int(difference.max()))
+        found.max_float_difference = max(found.max_float_difference, float(np.abs(expected - packed).max()))
+        equal += int((difference == 0).sum())
+        within += int((difference <= 1).sum())
+        for path, calls in expected_signs.items():
+            for index, signs in enumerate(calls):
+                name = path if index == 0 else f"{path}:{index + 1}"
+                if name in packed_signs:  # a layer whose result nobody reads is not in the graph
+                    flips[name][0] += int((signs != packed_signs[name]).sum())
+                    flips[name][1] += signs.size
+    found.equal_share = equal / max(1, found.values)
+    found.within_one_share = within / max(1, found.values)
+    found.flips = {name: (flipped, total) for name, (flipped, total) in flips.items()}
+    return found
