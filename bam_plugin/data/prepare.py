@@ -6,22 +6,19 @@ classical small sets. Images that cannot be read are reported and left out; the 
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from bam_plugin.data.images import list_images, read_image, unique_keys
 from bam_plugin.data.pairs import Grid, TooSmallError, common_modulus, make_pairs
-from bam_plugin.data.storage import Entry, Job, StorageError, check_space, refuse_existing
+from bam_plugin.data.runner import LeftOut, run_job
+from bam_plugin.data.storage import Entry, Job, check_space, refuse_existing
 from bam_plugin.errors import BamError
 
 # Images encoded beforehand to estimate the bytes on disk, spread over the set.
@@ -38,8 +35,7 @@ class PreparedSet:
     hr: Path
     lr: dict[int, Path]
     pairs: int = 0
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def prepare_training_set(
@@ -85,7 +81,7 @@ def prepare_training_set(
         "grid": repr(grid),
         "scales": list(scales),
         "store": store,
-        "images": _fingerprint([*paths, *(lr for table in (lr_images or {}).values() for lr in table.values())]),
+        "images": fingerprint([*paths, *(lr for table in (lr_images or {}).values() for lr in table.values())]),
     }
     work_folder = root / f".{name}.partial"
     outputs = {"HR": result.hr, **{f"X{scale}": path for scale, path in result.lr.items()}}
@@ -93,7 +89,7 @@ def prepare_training_set(
         refuse_existing(outputs.values())
         check_space(root, _bytes_on_disk(paths, work, bounds))
     with Job(work=work_folder, outputs=outputs, settings=settings, map_bytes=bounds, entries=entries) as job:
-        _run(job, paths, work, workers=workers, progress=progress, label=name, result=result)
+        result.left_out = run_job(job, paths, work, label=name, workers=workers, progress=progress)
         result.pairs = len(job.shapes["HR"])
     return result
 
@@ -223,61 +219,11 @@ def _bytes_on_disk(
     return int(sum(bounds.values()) * (stored / raw if raw else 1) * _SPACE_MARGIN)
 
 
-def _run(
-    job: Job,
-    paths: Sequence[Path],
-    work: Callable[[Path], dict[str, list[Entry]]],
-    *,
-    workers: int | None,
-    progress: bool,
-    label: str,
-    result: PreparedSet,
-) -> None:
-    """Do `work` for each path in threads (decoding, resizing and encoding leave Python's lock) and store in order."""
-    if job.complete:
-        job.finish()
-        return
-    left = [path for path in paths if str(path) not in job.done]
-    waiting: collections.deque[tuple[Path, concurrent.futures.Future]] = collections.deque()
-    workers = workers or os.cpu_count() or 1
-    queue = iter(left)
-    with (
-        concurrent.futures.ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(paths), initial=len(job.done), unit="image", desc=label, disable=not progress) as bar,
-    ):
-        try:
-            while True:
-                # A few images ahead of the writer, so that memory stays bounded.
-                while len(waiting) < 2 * workers and (path := next(queue, None)) is not None:
-                    waiting.append((path, pool.submit(work, path)))
-                if not waiting:
-                    break
-                path, future = waiting.popleft()
-                try:
-                    job.put(str(path), future.result())
-                except StorageError:
-                    raise
-                except TooSmallError as error:
-                    result.skipped.append((path, str(error)))
-                except BamError as error:
-                    result.failed.append((path, str(error)))
-                bar.update()
-        except BaseException:
-            for _, future in waiting:
-                future.cancel()
-            raise
-    if not job.done:
-        shutil.rmtree(job.work)
-        first = next(iter((*result.failed, *result.skipped)))
-        raise BamError(f"none of the {len(paths)} images is usable; the first: {first[0]}: {first[1]}")
-    job.finish()
-
-
 def _factors(scales: Sequence[int]) -> dict[str, int]:
     return {"HR": 1, **{f"X{scale}": scale for scale in scales}}
 
 
-def _fingerprint(paths: Iterable[Path]) -> str:
+def fingerprint(paths: Iterable[Path]) -> str:
     """Changes when an image is added, removed, replaced or touched."""
     digest = hashlib.sha256()
     for path in paths:

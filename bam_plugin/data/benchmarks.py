@@ -1,0 +1,194 @@
+"""The five benchmarks (Set5, Set14, B100, Urban100, Manga109): finding their HR images, making GT and LR folders.
+
+NAME/GTmodS holds the HR images cut to multiples of the scale S, NAME/LRbicxS their MATLAB-bicubic LR images under the
+same names. Each scale has its own GT folder since that is how the published numbers are made: one GTmod12 for all
+scales, as in BasicSR's scripts, moves Set5 x4 by 0.03 dB.
+
+Grey: `bridge` of Set14 is a single-channel file and the published Set14 numbers measure it as grey. It stays a
+single-channel file here (and becomes one again where a copy of Set14 stores it as three equal channels); the test
+dataset and the metrics of this package measure such files as grey. Every other file keeps its channels: `man` of Set14
+and the pages of Manga109 look grey, but are colour files and are measured on Y, as in the literature.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bam_plugin.data.images import IMAGE_SUFFIXES, encode_png, read_image, unique_keys
+from bam_plugin.data.pairs import TooSmallError, downscale
+from bam_plugin.data.prepare import fingerprint
+from bam_plugin.data.resize import mod_crop
+from bam_plugin.data.runner import LeftOut, run_job
+from bam_plugin.data.storage import Entry, Job, refuse_existing
+from bam_plugin.errors import BamError
+
+# Name -> (other names in use, number of images).
+BENCHMARKS: dict[str, tuple[tuple[str, ...], int]] = {
+    "Set5": ((), 5),
+    "Set14": ((), 14),
+    "B100": (("BSD100", "BSDS100"), 100),
+    "Urban100": ((), 100),
+    "Manga109": ((), 109),
+}
+# Folders that hold a set's HR images, best first: uncut ones before those that a script cut.
+_HR_FOLDERS = ("original", "HR", "GT", "GTmod2", "GTmod12")
+_LR_NAME = re.compile(r"(_LR|_SRF_\d+_(?!HR$)\w+|_bicubic|x[2348])$")
+_HR_SUFFIX = re.compile(r"(_SRF_\d+)?_(HR|GT)$")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PreparedBenchmark:
+    """What was written below `folder`: GTmodS and LRbicxS for each of `scales`, `images` images each."""
+
+    name: str
+    folder: Path
+    scales: tuple[int, ...]
+    images: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+def find_benchmarks(root: str | os.PathLike) -> dict[str, Path]:
+    """Name -> folder of each benchmark below `root` (or `root` itself), under any of its names, in any case."""
+    root = Path(root)
+    if not root.is_dir():
+        raise BamError(f"expected a folder that holds benchmarks, found no folder at {root}: check the path.")
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    found = {}
+    for name, (aliases, _) in BENCHMARKS.items():
+        names = {name.lower(), *(alias.lower() for alias in aliases)}
+        for folder in folders:
+            if folder.resolve().name.lower() in names and name not in found:
+                found[name] = folder
+    return found
+
+
+def find_hr_images(folder: str | os.PathLike) -> dict[str, Path]:
+    """Key -> HR file of one benchmark, whatever the layout.
+
+    Known layouts: HR files in the folder itself (with or without `_HR`, LR files beside them or not), in a folder HR,
+    GT, original or GTmodN beside LR folders, or in image_SRF_N folders (`img_001_SRF_4_HR.png`). Of the latter the
+    largest HR of each image is the original: Urban100's image_SRF_2 holds half-size images. Raises BamError when none
+    fits.
+    """
+    folder = Path(folder)
+    candidates = _hr_files(folder)
+    if not candidates:
+        for path in sorted(folder.glob("image_SRF_*")):
+            candidates += _hr_files(path)
+    if not candidates:
+        by_name = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+        hr_folder = next((by_name[name.lower()] for name in _HR_FOLDERS if name.lower() in by_name), None)
+        if hr_folder is not None:
+            candidates = _hr_files(hr_folder)
+            if hr_folder.name.lower().startswith("gtmod"):
+                _logger.warning("%s holds images that were cut already: numbers may deviate a little", hr_folder)
+    if not candidates:
+        raise BamError(
+            f"no HR images found in {folder}: expected image files in it, or in a folder {', '.join(_HR_FOLDERS)}, "
+            "or image_SRF_4/*_HR.png."
+        )
+    by_stem: dict[str, list[Path]] = {}
+    for path in candidates:
+        by_stem.setdefault(_HR_SUFFIX.sub("", path.stem), []).append(path)
+    chosen = {stem: paths[0] if len(paths) == 1 else max(paths, key=_pixels) for stem, paths in by_stem.items()}
+    keys = unique_keys(Path(stem) for stem in chosen)
+    return {keys[Path(stem)]: path for stem, path in sorted(chosen.items())}
+
+
+def prepare_benchmark(
+    folder: str | os.PathLike,
+    root: str | os.PathLike,
+    *,
+    name: str | None = None,
+    scales: Sequence[int] = (2, 3, 4),
+    workers: int | None = None,
+    progress: bool = True,
+) -> PreparedBenchmark:
+    """Make ROOT/NAME/GTmodS and ROOT/NAME/LRbicxS (PNG) from the benchmark in `folder`, for each of `scales`.
+
+    `name` is the folder's own by default. Scales that are there already are left as they are; raises
+    AlreadyPreparedError when that leaves nothing to do, BamError when no HR image is found.
+    """
+    folder, root = Path(folder), Path(root)
+    name = name or folder.resolve().name
+    target = root / name
+    outputs = {s: {f"GTmod{s}": target / f"GTmod{s}", f"LRbicx{s}": target / f"LRbicx{s}"} for s in scales}
+    work_folder = root / f".{name}.partial"
+    missing = [s for s in scales if not all(path.exists() for path in outputs[s].values())]
+    if not missing:
+        refuse_existing(path for pair in outputs.values() for path in pair.values())
+    images = find_hr_images(folder)
+    keys = {path: key for key, path in images.items()}
+    result = PreparedBenchmark(name, target, tuple(missing))
+
+    def work(path: Path) -> dict[str, list[Entry]]:
+        return _make_folders(_read_benchmark_image(path, name), keys[path], missing)
+
+    paths = list(keys)
+    settings = {"format": 1, "scales": missing, "images": fingerprint(paths)}
+    places = {key: path for s in missing for key, path in outputs[s].items()}
+    with Job(work=work_folder, outputs=places, settings=settings) as job:
+        result.left_out = run_job(job, paths, work, label=name, workers=workers, progress=progress)
+        result.images = len(job.shapes[f"GTmod{missing[0]}"]) or len(paths)
+    expected = BENCHMARKS.get(name, ((), result.images))[1]
+    if result.images != expected:
+        _logger.warning("%s has %d images, expected %d: its mean is not comparable", name, result.images, expected)
+    return result
+
+
+def split_missing(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Divide an option file's `datasets` into those whose folders exist and a line for each that lacks one."""
+    present, lines = {}, []
+    for key, options in datasets.items():
+        folders = [Path(options[root]) for root in ("dataroot_gt", "dataroot_lq") if options.get(root)]
+        absent = [str(path) for path in folders if not path.exists()]
+        if absent:
+            lines.append(
+                f"{options.get('name', key)} is skipped: {', '.join(absent)} not found; make it with "
+                "`bam prepare benchmark --root FOLDER_OF_BENCHMARKS`"
+            )
+        else:
+            present[key] = options
+    return present, lines
+
+
+def _make_folders(image: np.ndarray, key: str, scales: Iterable[int]) -> dict[str, list[Entry]]:
+    entries = {}
+    for scale in scales:
+        gt = mod_crop(image, scale)
+        # Twice the scale is cropped by the metrics, and SSIM needs a window of 11 pixels.
+        if min(gt.shape[:2]) < 2 * scale + 11:
+            raise TooSmallError(f"{gt.shape[0]}x{gt.shape[1]} is too small to be measured at x{scale}")
+        for collection, part in ((f"GTmod{scale}", gt), (f"LRbicx{scale}", downscale(gt, scale))):
+            shape = (part.shape[0], part.shape[1], 1 if part.ndim == 2 else part.shape[2])
+            entries[collection] = [Entry(key, encode_png(part), shape)]
+    return entries
+
+
+def _read_benchmark_image(path: Path, name: str) -> np.ndarray:
+    image = read_image(path, keep_grey=True)
+    if name == "Set14" and path.stem == "bridge" and image.ndim == 3 and (image == image[..., :1]).all():
+        return np.ascontiguousarray(image[..., 0])
+    return image
+
+
+def _hr_files(folder: Path) -> list[Path]:
+    """The HR files directly in `folder`: those marked HR or GT if any is, else all that are not marked LR."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    marked = [path for path in files if _HR_SUFFIX.search(path.stem)]
+    return marked or [path for path in files if not _LR_NAME.search(path.stem)]
+
+
+def _pixels(path: Path) -> int:
+    height, width = read_image(path).shape[:2]
+    return height * width
