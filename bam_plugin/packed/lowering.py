@@ -91,8 +91,10 @@ class _Lowering:
         self.where = ""
 
     def run(self) -> Graph:
+        # A forward may assign to its module (EDSR: self.mean = self.mean.type_as(x)): trace a copy, keep the values here.
+        twin = copy.deepcopy(self.network)
         try:
-            traced = _Tracer().trace(self.network)
+            traced = _Tracer().trace(twin)
         except Exception as error:
             raise ConversionError(
                 f"{type(self.network).__name__} cannot be traced as one fixed graph "
@@ -108,7 +110,11 @@ class _Lowering:
                 else:
                     known[node] = _Value(self.builder.input)
             elif node.op == "get_attr":
-                known[node] = operator.attrgetter(str(node.target))(self.network)
+                path = operator.attrgetter(str(node.target))
+                try:
+                    known[node] = path(self.network)
+                except AttributeError:  # a tensor made inside forward: the tracer keeps it on the copy
+                    known[node] = path(twin)
             elif node.op == "output":
                 result = fx.map_arg(node.args[0], known.__getitem__)
                 if not isinstance(result, _Value):

@@ -1,0 +1,246 @@
+"""Conversion: a checkpoint of a real network, through the command line, to a file that computes the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from bam_plugin.cli import main
+from bam_plugin.nn import BinaryConv2d
+from bam_plugin.packed import Engine, read_packed
+from bam_plugin.packed.converter import build_network, convert_network
+from bam_plugin.packed.errors import ConversionError
+from bam_plugin.packed.lowering import lower_network
+
+SMALL = {"type": "BSRN", "num_feat": 16, "num_hpb": 2, "num_lb": 2, "upscale": 4, "upsampler": "pixelshuffledirect"}
+
+
+def enliven(network: nn.Module) -> nn.Module:
+    """Statistics, affine parameters and factors as a training leaves them: no ones and zeros."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.normal_()
+            module.bias.data.normal_(0, 0.3)
+    for name, parameter in network.named_parameters():
+        if "beta" in name or "alpha" in name:
+            parameter.data.uniform_(-0.3, 0.4)
+    return network
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint as BasicSR saves it, whose EMA weights differ from the others, and its option file."""
+    network, other = enliven(build_network(SMALL)), build_network(SMALL)
+    torch.save({"params": other.state_dict(), "params_ema": network.state_dict()}, tmp_path / "net_g_10.pth")
+    (tmp_path / "options.yml").write_text(yaml.safe_dump({"name": "small", "network_g": SMALL}))
+    return tmp_path / "net_g_10.pth", tmp_path / "options.yml"
+
+
+def agrees(network: nn.Module, conversion, *, flips: float = 1e-3) -> None:
+    comparison = conversion.comparison
+    assert comparison.within_one_share >= 0.999, comparison
+    assert comparison.flipped <= flips * comparison.signs, comparison
+    image = torch.rand(1, conversion.model.num_in_ch, 11, 14)
+    with torch.no_grad():
+        expected = network.eval()(image)[0].permute(1, 2, 0).numpy()
+    result = Engine(conversion.model).run(image[0].permute(1, 2, 0).contiguous().numpy())
+    assert np.abs(result - expected).mean() < 1e-3
+
+
+def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
+    checkpoint, options = trained
+    output, report = tmp_path / "small_x4.bam.safetensors", tmp_path / "report.json"
+    facts = tmp_path / "facts.yml"
+    facts.write_text("training: {data: [a, b], terms: free}\nmetrics: {Set5: {psnr: 30.1}}\n")
+    arguments = ["convert", "-i", str(checkpoint), "-opt", str(options), "-o", str(output)]
+    assert main([*arguments, "--facts", str(facts), "--report", str(report)]) == 0
+    text = capsys.readouterr().out
+    assert "body.0.blocks.0.conv3" in text and "packed" in text and "flipped signs" in text
+    model = read_packed(output)
+    assert model.scale == 4
+    assert model.metadata["network_g"] == SMALL
+    assert model.metadata["source_key"] == "params_ema"
+    assert model.metadata["metrics"] == {"Set5": {"psnr": 30.1}}
+    rows = json.loads(report.read_text())["layers"]
+    binary = [row for row in rows if row["note"] == "packed"]
+    assert len(binary) == 2 * 2 * 3
+    assert (
+        sum(row["bytes_after"] for row in binary) * 8 == model.binary_bits == sum(r["bits_before"] for r in binary) / 32
+    )
+
+    # What the network computes with the EMA weights, not with the others.
+    network = build_network(SMALL)
+    network.load_state_dict(torch.load(checkpoint, weights_only=True)["params_ema"])
+    agrees(network, convert_network(network))
+
+    first = output.read_bytes()
+    assert main(arguments) == 2  # exists
+    assert "--force" in capsys.readouterr().err
+    again = [*arguments, "--force", "--facts", str(facts)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, str(root / "tools/convert_binary.py"), *again[1:]], cwd=root, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes() == first  # equal input, equal bytes, in another process
+
+
+def test_disagreement_writes_nothing(trained, tmp_path, capsys):
+    checkpoint, options = trained
+    output = tmp_path / "out.bam.safetensors"
+    arguments = ["convert", "-i", str(checkpoint), "-opt", str(options), "-o", str(output)]
+    assert main([*arguments, "--min-agreement", "1.1"]) == 1  # asks for more than possible
+    assert main([*arguments, "--dry-run"]) == 0
+    assert not output.exists()
+    assert "nothing written" in capsys.readouterr().err
+
+
+def test_bad_input_is_named(trained, tmp_path, capsys):
+    checkpoint, options = trained
+    output = str(tmp_path / "out.bam.safetensors")
+    other = tmp_path / "other.yml"
+
+    def convert(*, inp=checkpoint, opt=options, extra=()) -> str:
+        assert main(["convert", "-i", str(inp), "-opt", str(opt), "-o", output, *extra]) == 2
+        return capsys.readouterr().err
+
+    other.write_text(yaml.safe_dump({"network_g": {**SMALL, "num_hpb": 3}}))
+    assert "missing ['body.2" in convert(opt=other)
+    other.write_text(yaml.safe_dump({"network_g": {**SMALL, "num_feat": 24}}))
+    assert "of another shape" in convert(opt=other)
+    other.write_text(yaml.safe_dump({"network_g": {**SMALL, "depth": 3}}))
+    assert "depth" in convert(opt=other)
+    other.write_text(yaml.safe_dump({"network_g": {"type": "NoSuchNet"}}))
+    assert "NoSuchNet" in convert(opt=other)
+    other.write_text("name: x\n")
+    assert "network_g" in convert(opt=other)
+    assert "missing.pth" in convert(inp=tmp_path / "missing.pth")
+    assert "params_x" in convert(extra=["--param-key", "params_x"])
+    evil = tmp_path / "evil.pth"
+    torch.save({"params": SideEffect()}, evil)
+    assert "evil.pth" in convert(inp=evil)  # weights_only: nothing of it was run
+    state = torch.load(checkpoint, weights_only=True)["params"]
+    state["head.0.weight"][0, 0, 0, 0] = float("nan")
+    broken = tmp_path / "broken.pth"
+    torch.save(state, broken)  # a bare state dict is read, too
+    assert "not finite" in convert(inp=broken)
+
+
+class SideEffect:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('ran')",))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "identity": False,
+            "beta_init": [1.0, 1.0],
+            "beta_offset": [0.0, 0.0],
+            "output_scale": None,
+            "global_skip": None,
+        },
+        {"beta": "scalar", "beta_init": [0.5, 0.7], "beta_statistic": "mean", "output_scale": "scalar"},
+        {"beta": "one", "alpha": "learned", "long_range": False, "global_skip": "bicubic"},
+        {"upsampler": "pixelshuffle", "upscale": 3, "short_range": False, "beta_statistic": "mean"},
+        {"num_in_ch": 1, "num_out_ch": 1, "upscale": 2, "num_feat": 13},
+    ],
+)
+def test_readings_of_bsrn(options):
+    network = enliven(build_network({**SMALL, **options}))
+    agrees(network, convert_network(network, num_in_ch=options.get("num_in_ch", 3)))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"type": "MSRResNet", "num_feat": 8, "num_block": 2, "upscale": 4},
+        {"type": "EDSR", "num_feat": 8, "num_block": 2, "upscale": 3, "res_scale": 0.1},
+        {"type": "SRVGGNetCompact_basicsr", "num_feat": 8, "num_conv": 2, "upscale": 2},
+    ],
+)
+@pytest.mark.parametrize("binary", [False, True])
+def test_hosts_from_basicsr(section, binary):
+    """A network that was not made for packing, as it is and with binary convolutions in its body."""
+    section = {"num_in_ch": 3, "num_out_ch": 3, **section}
+    network = build_network(section)
+    if binary:
+        body = [
+            (n, m)
+            for n, m in network.named_modules()
+            if isinstance(m, nn.Conv2d) and m.in_channels == m.out_channels == 8
+        ]
+        for name, _ in body:
+            parent, _, last = name.rpartition(".")
+            replacement = BinaryConv2d(in_channels=8, out_channels=8)
+            setattr(network.get_submodule(parent), last, replacement)
+        assert len(body) >= 2
+    conversion = convert_network(enliven(network))
+    assert sum(row.note == "packed" for row in conversion.rows) == (len(body) if binary else 0)
+    agrees(network, conversion)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Sigmoid())
+
+    def forward(self, x):
+        return x * self.gate(x)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.mean() > 0 else -x
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 3, 1), Softmaxed())
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Softmaxed(nn.Module):
+    def forward(self, x):
+        return x.softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Pooled(), ["gate.0", "AdaptiveAvgPool2d"]),
+        (Branching(), ["Branching"]),
+        (Functional(), ["inner.1", "softmax"]),
+        (nn.Sequential(nn.Conv2d(3, 3, 3)), ["0", "keeps the size"]),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, stride=2)), ["stride 1"]),
+        (nn.Sequential(nn.Upsample(size=(8, 8))), ["integer factor"]),
+        (nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), ["running statistics"]),
+    ],
+)
+def test_what_cannot_be_lowered_is_named(network, words):
+    with pytest.raises(ConversionError) as caught:
+        lower_network(network, num_in_ch=3)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_network_is_left_as_it_was():
+    network = enliven(build_network(SMALL)).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    convert_network(network)
+    assert network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
