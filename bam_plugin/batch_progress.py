@@ -1,0 +1,78 @@
+"""Progress through a batch of pictures: which of how many, megapixels per second, time left.
+
+On a terminal one line moves (tqdm); in a log file each picture leaves one line. Megapixels are those of the inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from tqdm import tqdm
+
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}, ETA {remaining}, {rate_noinv_fmt}]"
+
+
+class BatchProgress:
+    """Counts pixels over `files` pictures of `pixels` pixels in all. Use it in a `with` block."""
+
+    def __init__(self, *, files: int, pixels: int, stream: TextIO, quiet: bool = False):
+        self._files, self._total, self._stream, self._quiet = files, pixels, stream, quiet
+        self._done = 0
+        self._number = 0
+        self._name = ""
+        self._started = time.perf_counter()
+        moving = stream.isatty() and not quiet
+        self._bar = tqdm(
+            total=pixels / 1e6,
+            unit="MP",
+            file=stream,
+            disable=not moving,
+            dynamic_ncols=True,
+            mininterval=0.2,
+            bar_format=_BAR,
+            leave=False,
+        )
+
+    def __enter__(self) -> BatchProgress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    @contextlib.contextmanager
+    def picture(self, name: str, pixels: int) -> Iterator[None]:
+        """One picture of `pixels` pixels; what it does not `advance` within the block leaves the remaining work."""
+        self._number += 1
+        self._name = name
+        self._bar.set_description_str(f"{self._number}/{self._files} {name} ")
+        before = self._done
+        try:
+            yield
+        finally:
+            left_out = pixels - (self._done - before)
+            self._total -= left_out
+            if not self._bar.disable:
+                self._bar.total = self._total / 1e6
+                self._bar.refresh()
+            elif not self._quiet:
+                self._stream.write(self._line())
+
+    def advance(self, pixels: int) -> None:
+        """Count pixels as done."""
+        self._done += pixels
+        self._bar.update(pixels / 1e6)
+
+    def write(self, text: str, stream: TextIO) -> None:
+        """Write a line to another stream without breaking the moving one."""
+        with self._bar.external_write_mode(file=stream):
+            stream.write(text)
+
+    def _line(self) -> str:
+        seconds = time.perf_counter() - self._started
+        rate = self._done / seconds if seconds > 0 else 0.0
+        left = f"{tqdm.format_interval((self._total - self._done) / rate)}" if rate > 0 else "?"
+        sizes = f"{self._done / 1e6:.2f}/{self._total / 1e6:.2f} MP"
+        return f"{self._number}/{self._files} {self._name}  {sizes}, {rate / 1e6:.2f} MP/s, ETA {left}\n"

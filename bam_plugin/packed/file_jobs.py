@@ -1,0 +1,145 @@
+"""Which files are upscaled and what the results are called: files, folders and patterns in, one job per picture out.
+
+A folder keeps its tree. Nothing is decided by surprise: two inputs that would be written to one file, and a result that
+would replace an input, are refused by name before anything is computed.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bam_plugin.errors import BamError
+from bam_plugin.packed.images import EXTENSIONS, PictureInfo, probe_picture
+from bam_plugin.packed.picture_writer import OUTPUT_FORMATS, automatic_format, format_of_name
+from bam_plugin.packed.upscaler import OverwriteError, target_size
+
+
+class InputError(BamError):
+    """The inputs or the output as a whole cannot be used: nothing was started."""
+
+
+class NameClashError(BamError):
+    """Two inputs would be written to the same file."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input file, and its path relative to the folder or pattern that it was found by."""
+
+    path: Path
+    relative: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: where it comes from and goes to, or the error that keeps it from being started."""
+
+    source: Path
+    destination: Path | None = None
+    info: PictureInfo | None = None
+    error: BamError | None = None
+
+
+def find_sources(inputs: Sequence[str], *, output: Path, recursive: bool = False) -> list[Source]:
+    """List the files that `inputs` (files, folders, glob patterns) name, sorted, each once.
+
+    Folders give the files with a picture's name ending; hidden files (unfinished results among them) are passed over,
+    and so is the folder `output` where it lies inside. Raises `InputError` for an input that names nothing.
+    """
+    found: dict[Path, Source] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            sources = _in_folder(path, output, recursive)
+            if not sources:
+                hint = "" if recursive else "; --recursive looks into its folders"
+                raise InputError(f"{path}: the folder holds no pictures ({' '.join(sorted(EXTENSIONS))}){hint}")
+        elif path.exists():
+            sources = [Source(path, Path(path.name))]
+        elif glob.has_magic(name):
+            sources = _by_pattern(name)
+            if not sources:
+                raise InputError(f"{name}: no file matches the pattern")
+        else:
+            raise InputError(f"{path}: there is no such file or folder")
+        for source in sources:
+            found.setdefault(source.path.resolve(), source)
+    return list(found.values())
+
+
+def plan_jobs(
+    sources: Sequence[Source], *, output: Path, scale: float, format: str = "auto", suffix: str = "", max_pixels: int
+) -> list[Job]:
+    """Read each picture's header and name its result.
+
+    `output` is a file when its name ends like a picture and there is one source, else a folder. A picture that cannot
+    be used becomes a job with an error; it keeps nothing from the others. Raises `InputError` for an output that
+    contradicts the rest.
+    """
+    to_file = _is_file_name(output, sources)
+    if to_file and format not in ("auto", format_of_name(output)):
+        raise InputError(f"{output}: the name asks for another format than --ext {format}; leave one of them out")
+    inputs = {os.path.realpath(source.path) for source in sources}
+    taken: dict[str, Path] = {}
+    jobs = []
+    for source in sources:
+        try:
+            info = probe_picture(source.path, max_pixels=max_pixels)
+            destination = output if to_file else _destination(source, info, output, scale, format, suffix)
+            real = os.path.realpath(destination)
+            if real in inputs:
+                raise OverwriteError(f"{destination}: is an input; choose another folder or a --suffix")
+            if real in taken:
+                raise NameClashError(
+                    f"{source.path}: {destination} is already the result of {taken[real]}; rename one of the two"
+                )
+            taken[real] = source.path
+            jobs.append(Job(source.path, destination, info))
+        except BamError as error:
+            jobs.append(Job(source.path, error=error))
+    return jobs
+
+
+def _in_folder(folder: Path, output: Path, recursive: bool) -> list[Source]:
+    skipped = output.resolve()
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if recursive and name[0] != "." and Path(place, name).resolve() != skipped
+        )
+        for name in sorted(files):
+            path = Path(place, name)
+            if name[0] != "." and path.suffix.lower() in EXTENSIONS:
+                found.append(Source(path, path.relative_to(folder)))
+    return found
+
+
+def _by_pattern(pattern: str) -> list[Source]:
+    fixed = Path(pattern)
+    while glob.has_magic(str(fixed)):
+        fixed = fixed.parent
+    paths = (Path(name) for name in sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return [Source(path, path.relative_to(fixed)) for path in paths if path.is_file()]
+
+
+def _is_file_name(output: Path, sources: Sequence[Source]) -> bool:
+    if output.is_dir() or output.suffix.lower() not in EXTENSIONS | set(OUTPUT_FORMATS):
+        if output.exists() and not output.is_dir():
+            raise InputError(f"{output}: is a file, a folder or a picture's name was expected")
+        return False
+    if len(sources) > 1:
+        raise InputError(f"{output}: is one file, but there are {len(sources)} inputs; give a folder")
+    format_of_name(output)
+    return True
+
+
+def _destination(source: Source, info: PictureInfo, output: Path, scale: float, format: str, suffix: str) -> Path:
+    if format == "auto":
+        height, width = target_size((info.height, info.width), scale)
+        format = automatic_format(info, width=width, height=height)
+    # Not with_suffix: "a.b" is a stem that keeps its dot.
+    return output / source.relative.parent / f"{source.relative.stem}{suffix}.{format}"

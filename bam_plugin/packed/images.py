@@ -1,0 +1,380 @@
+"""Pictures as they come: read any common file into pixels, and keep what belongs to the picture besides them.
+
+The format is found from the content, never from the name; the bit depth from the file's header, never from its values.
+EXIF rotation is applied, palettes and CMYK become RGB, ICC profile and EXIF travel along. Files are not trusted: the
+size is checked in the header before anything is decoded, and whatever a decoder throws becomes a named error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageCms
+
+from bam_plugin.errors import BamError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")
+"""Pillow's names of the decoders that may run. The list keeps rare ones (EPS starts Ghostscript) out of reach."""
+
+_ENDINGS = "png apng jpg jpeg jpe jfif mpo webp tif tiff bmp dib gif ppm pgm pbm pnm avif"
+EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
+"""Lower-case name endings that mark a picture when a folder is searched."""
+
+MAX_PIXELS = 100_000_000
+"""Pictures of more pixels are refused unless the caller raises the limit (a decompression bomb is small on disk)."""
+
+_ORIENTATION = 0x0112
+_ANIMATED = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
+_pillow_limit = threading.Lock()
+
+
+class PictureError(BamError):
+    """A picture cannot be read or written."""
+
+
+class PictureAccessError(PictureError):
+    """The file is not there, is no file, or may not be read."""
+
+
+class UnknownPictureError(PictureError):
+    """The content is of none of the formats read here."""
+
+
+class DamagedPictureError(PictureError):
+    """The file starts like a picture and is truncated or broken."""
+
+
+class PictureTooLargeError(PictureError):
+    """The picture has more pixels than the stated limit."""
+
+
+class UnsupportedPictureError(PictureError):
+    """A picture of a kind that has no defined brightness range or channels here."""
+
+
+class PictureArrayError(PictureError):
+    """An array has a shape, data type or range that is no picture."""
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """What a header tells: size in pixels after EXIF rotation, Pillow's format name, and what the pixels carry."""
+
+    width: int
+    height: int
+    format: str
+    alpha: bool
+    deep: bool
+    """More than 8 bits a channel."""
+
+
+@dataclass
+class Picture:
+    """A decoded picture: `pixels` is (H, W, C) uint8, uint16 or float32; C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA."""
+
+    pixels: np.ndarray
+    format: str
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    """EXIF block ready for another file: orientation, thumbnail and maker notes removed."""
+    png_colour: dict[bytes, bytes] = field(default_factory=dict)
+    """PNG chunks gAMA, cHRM, sRGB of a file without profile."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know: first frame of several, profile converted, ..."""
+
+
+def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> PictureInfo:
+    """Read only the header of a picture file. Raises `PictureError`."""
+    with _open(_checked(path), path, max_pixels) as image:
+        width, height = image.size
+        turned = _orientation(image) >= 5
+        return PictureInfo(
+            width=height if turned else width,
+            height=width if turned else height,
+            format=image.format or "?",
+            alpha=_has_alpha(image),
+            deep=_is_deep(image),
+        )
+
+
+def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read a picture file into a `Picture`. Raises `PictureError`; `max_pixels` is compared with the header's size."""
+    try:
+        content = _checked(path).read_bytes()
+    except OSError as error:
+        raise PictureAccessError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with _open(io.BytesIO(content), path, max_pixels) as image, _decoding(path):
+        picture = Picture(pixels=np.empty((0, 0, 1), np.uint8), format=image.format or "?")
+        deep = _is_deep(image)
+        frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+        if frames > 1:
+            picture.notes.append(f"only the first of {frames} frames is used")
+        image.load()
+        orientation = _orientation(image)  # a PNG may carry its EXIF block behind the pixels
+        picture.icc_profile = image.info.get("icc_profile") or None
+        picture.exif = _portable_exif(image, picture)
+        if picture.icc_profile is None and image.format == "PNG":
+            picture.png_colour = _png_colour(content)
+        pixels = _deep_pixels(image, content) if deep and image.mode != "F" else None
+        if pixels is None:
+            pixels = _pixels(image, picture)
+        picture.pixels = _rotated(pixels, orientation)
+    _drop_foreign_profile(picture)
+    return picture
+
+
+def check_array(image: np.ndarray) -> np.ndarray:
+    """Return a picture array as (H, W, C) without copying; raise `PictureArrayError` unless it is a picture.
+
+    Accepted: (H, W) or (H, W, 1..4), at least one pixel, uint8, uint16, or float32 with all values in [0, 1]. The data
+    type alone tells the range.
+    """
+    image = np.asarray(image)
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise PictureArrayError(
+            f"pictures are uint8, uint16 or float32 arrays, found {image.dtype}; "
+            "convert it, for example with (x / x.max()).astype('float32')"
+        )
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or 0 in image.shape:
+        raise PictureArrayError(
+            "pictures have the shape (H, W) or (H, W, C) with C = 1 grey, 2 grey + alpha, 3 RGB or 4 RGB + alpha, "
+            f"found {image.shape}"
+        )
+    if image.dtype == np.float32:
+        low, high = float(image.min()), float(image.max())
+        # Written so that NaN fails too.
+        if not (low >= 0 and high <= 1):
+            raise PictureArrayError(
+                f"float32 pictures have values in [0, 1], found {low:g} to {high:g}; "
+                "divide by the largest possible value (255, 65535) or clip"
+            )
+    return image[:, :, None] if image.ndim == 2 else image
+
+
+@functools.cache
+def _decoders() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _checked(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise PictureAccessError(f"{path}: is a folder, a picture file was expected")
+    if not path.exists():
+        raise PictureAccessError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise PictureAccessError(f"{path}: is no regular file, a picture file was expected")
+    return path
+
+
+@contextlib.contextmanager
+def _open(source: Path | io.BytesIO, path: str | os.PathLike, max_pixels: int) -> Iterator[Image.Image]:
+    """Open with Pillow, which reads the header, and check the size before any pixel is decoded."""
+    with _decoding(path), _pillow_limit:
+        # Pillow's own limit is a module variable; ours is an argument, so Pillow's is out of the way for this moment.
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(source, formats=_decoders())
+        except Image.UnidentifiedImageError as error:
+            raise UnknownPictureError(
+                f"{path}: the content is no picture of a known format ({', '.join(FORMATS)})"
+            ) from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    with image:
+        if image.width * image.height > max_pixels:
+            raise PictureTooLargeError(
+                f"{path}: {image.width} x {image.height} pixels ({image.width * image.height / 1e6:.1f} megapixels) "
+                f"exceed the limit of {max_pixels / 1e6:g} megapixels; raise the limit (--max-megapixels, max_pixels=) "
+                "if you trust the file"
+            )
+        yield image
+
+
+@contextlib.contextmanager
+def _decoding(path: str | os.PathLike) -> Iterator[None]:
+    """Turn whatever a decoder throws at a broken file into a named error, and keep its warnings off the terminal."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BamError:
+        raise
+    except PermissionError as error:
+        raise PictureAccessError(f"{path}: cannot be read ({error.strerror})") from error
+    except (Exception, Image.DecompressionBombError) as error:
+        # Decoders of untrusted bytes throw nearly anything (struct.error, SyntaxError, OSError, IndexError, ...).
+        raise DamagedPictureError(f"{path}: the picture is damaged or cut short ({error})") from error
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """More than 8 bits a channel by the header. Pillow itself reads 16-bit RGB as 8 bits without a word."""
+    if image.mode in ("F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
+        return True
+    if image.format == "PNG":
+        # The raw mode of the decoder names the file's depth: "RGB;16B", "LA;16B", ...
+        return any("16" in str(tile[3]) for tile in image.tile)
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        return max(bits if isinstance(bits, tuple) else (bits,)) > 8
+    if image.format == "PPM":
+        return any("ppm" in str(tile[0]) and _ppm_depth(tile) > 255 for tile in image.tile)
+    return False
+
+
+def _ppm_depth(tile) -> int:
+    arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+    return max((value for value in arguments if isinstance(value, int)), default=255)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; a broken EXIF block means 1."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the parser of a metadata block must not cost the picture
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, C) pixels as EXIF orientation 1..8 says they were stored."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _pixels(image: Image.Image, picture: Picture) -> np.ndarray:
+    """Pixels of 8-bit and float pictures, (H, W, C)."""
+    mode = image.mode
+    if mode in ("I", "F") and image.format == "TIFF":
+        pixels = np.asarray(image)
+        if mode == "I" or not (pixels.min() >= 0 and pixels.max() <= 1):
+            kind = "32-bit integer" if mode == "I" else "float"
+            raise UnsupportedPictureError(
+                f"a {kind} TIFF has no defined white; float values in [0, 1] or 16-bit integers were expected, "
+                f"found {pixels.min():g} to {pixels.max():g}"
+            )
+        return pixels.astype(np.float32)[:, :, None]
+    if mode == "CMYK":
+        image = _cmyk_to_rgb(image, picture)
+    elif "transparency" in image.info or mode in ("PA", "La", "RGBa"):
+        image = image.convert("LA" if mode in ("1", "L", "La") else "RGBA")
+    elif mode == "1":
+        image = image.convert("L")
+    elif mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _cmyk_to_rgb(image: Image.Image, picture: Picture) -> Image.Image:
+    profile, picture.icc_profile = picture.icc_profile, None
+    if profile:
+        try:
+            converted = ImageCms.profileToProfile(
+                image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            picture.notes.append("CMYK converted to sRGB with the embedded profile")
+            assert converted is not None  # only with inPlace=True
+            return converted
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            picture.notes.append("the embedded CMYK profile is broken")
+    picture.notes.append("CMYK converted to RGB without a profile")
+    return image.convert("RGB")
+
+
+def _deep_pixels(image: Image.Image, content: bytes) -> np.ndarray | None:
+    """Pixels of 16-bit pictures as uint16 (H, W, C); None where OpenCV knows the file as 8 bits after all."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)[:, :, None]
+        return grey if "transparency" not in image.info else _keyed_alpha(grey, image.info["transparency"])
+    if image.mode == "I" and image.format == "TIFF":
+        return None
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None:
+        raise DamagedPictureError("the 16-bit pixels cannot be decoded")
+    if decoded.dtype != np.uint16:
+        return None
+    if image.format == "PPM" and (depth := _ppm_maximum(content)) != 65535:
+        decoded = np.rint(np.minimum(decoded, depth) * (65535.0 / depth)).astype(np.uint16)
+    if decoded.ndim == 2:
+        return decoded[:, :, None]
+    if decoded.shape[2] == 4 and image.mode in ("LA", "La"):
+        return np.ascontiguousarray(decoded[:, :, [0, 3]])
+    code = cv2.COLOR_BGRA2RGBA if decoded.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(decoded, code)
+
+
+def _keyed_alpha(grey: np.ndarray, key: int) -> np.ndarray:
+    """Grey with one transparent value (PNG tRNS) as grey + alpha."""
+    alpha = np.where(grey == key, 0, 65535).astype(np.uint16)
+    return np.concatenate([grey, alpha], axis=2)
+
+
+def _ppm_maximum(content: bytes) -> int:
+    """The third number of a PPM header (the value of white); comments run from # to the end of the line."""
+    header = re.sub(rb"#[^\n]*\n", b" ", content[:4096])
+    numbers = re.match(rb"P\d\s+\d+\s+\d+\s+(\d+)", header)
+    return max(1, int(numbers.group(1))) if numbers else 65535
+
+
+def _portable_exif(image: Image.Image, picture: Picture) -> bytes | None:
+    """The EXIF block without what would be wrong in the enlarged file: orientation, thumbnail, maker notes, size."""
+    if not image.info.get("exif"):
+        return None
+    try:
+        exif = image.getexif()
+        exif.pop(_ORIENTATION, None)
+        inner = exif.get_ifd(0x8769)
+        for tag in (0x927C, 0xA002, 0xA003):  # MakerNote holds file offsets; the others are the old width and height
+            inner.pop(tag, None)
+        return exif.tobytes()
+    except Exception:  # metadata must not cost the picture
+        picture.notes.append("the EXIF block is broken and was left out")
+        return None
+
+
+def _png_colour(content: bytes) -> dict[bytes, bytes]:
+    """The chunks gAMA, cHRM and sRGB of a PNG file that Pillow has decoded."""
+    found: dict[bytes, bytes] = {}
+    position = 8
+    while position + 8 <= len(content):
+        length = int.from_bytes(content[position : position + 4], "big")
+        name = content[position + 4 : position + 8]
+        if name == b"IDAT":
+            break
+        if name in (b"gAMA", b"cHRM", b"sRGB"):
+            found[name] = content[position + 8 : position + 8 + length]
+        position += 12 + length
+    return found
+
+
+def _drop_foreign_profile(picture: Picture) -> None:
+    """A profile describes grey, RGB or CMYK values; one that does not fit the decoded pixels would spoil them."""
+    if picture.icc_profile is None:
+        return
+    space = picture.icc_profile[16:20]
+    wanted = b"GRAY" if picture.pixels.shape[2] < 3 else b"RGB "
+    if space != wanted:
+        picture.notes.append(f"an ICC profile for {space.decode('latin-1').strip()!r} values was left out")
+        picture.icc_profile = None

@@ -1,0 +1,164 @@
+"""Writes an enlarged picture band by band as PNG, JPEG or WebP, with the metadata of the picture it came from.
+
+PNG is streamed and keeps everything (alpha, 16 bits). JPEG and WebP encoders want the whole picture, so the bands are
+pasted into one Pillow image, the only copy. What a format cannot hold is said in a note, never dropped silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from bam_plugin.packed.images import Picture, PictureError, PictureInfo
+from bam_plugin.packed.png_stream import MAX_SIDE, PngStream
+
+OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+"""File name endings that can be written, and their format."""
+
+DEFAULT_QUALITY = 95
+LONGEST_SIDE = {"png": MAX_SIDE, "jpg": 65535, "webp": 16383}
+_JPEG_SEGMENT = 65533 - 6
+
+
+class PictureWriteError(PictureError):
+    """The enlarged picture cannot be written as asked."""
+
+
+class PictureWriter(Protocol):
+    """Takes bands of rows from the top. Leaving the `with` block finishes the file, unless an error left it."""
+
+    def __enter__(self) -> PictureWriter: ...
+
+    def __exit__(self, kind, error, trace) -> None: ...
+
+    def write(self, rows: np.ndarray) -> None:
+        """Append (rows, width, channels)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a picture will be stored: format, data type of its channels, and what a person should know about it."""
+
+    format: str
+    dtype: type
+    notes: tuple[str, ...]
+
+
+def automatic_format(info: PictureInfo, *, width: int, height: int) -> str:
+    """The format that suits an enlarged picture of `width` x `height`: JPEG and WebP stay what they are, else PNG.
+
+    PNG also where the others cannot: alpha or more than 8 bits in a JPEG, a side beyond the format's longest.
+    """
+    name = {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}.get(info.format, "png")
+    if info.deep or max(width, height) > LONGEST_SIDE[name] or (info.alpha and name == "jpg"):
+        return "png"
+    return name
+
+
+def format_of_name(path: Path) -> str:
+    """The format that a file name asks for. Raises `PictureWriteError` for an ending that is not written here."""
+    try:
+        return OUTPUT_FORMATS[path.suffix.lower()]
+    except KeyError:
+        raise PictureWriteError(
+            f"{path}: pictures are written as {', '.join(OUTPUT_FORMATS)}, found the ending {path.suffix!r}"
+        ) from None
+
+
+def plan_encoding(format: str, *, width: int, height: int, channels: int, dtype: np.dtype | type) -> Encoding:
+    """Decide the stored data type and say what gets lost. Raises `PictureWriteError` when the format is too small."""
+    if max(width, height) > LONGEST_SIDE[format]:
+        raise PictureWriteError(
+            f"{format} holds at most {LONGEST_SIDE[format]} pixels a side, the result has {width} x {height}; "
+            "write a png or use a smaller --scale"
+        )
+    notes = []
+    if format == "png":
+        stored = np.uint8 if dtype == np.uint8 else np.uint16
+        if dtype == np.float32:
+            notes.append("float values are stored as 16-bit integers")
+    else:
+        stored = np.uint8
+        if dtype != np.uint8:
+            notes.append(f"{format} holds 8 bits: the result has 8 bits a channel")
+        if format == "jpg" and channels in (2, 4):
+            notes.append("jpg holds no transparency: the picture is laid on white")
+    return Encoding(format=format, dtype=stored, notes=tuple(notes))
+
+
+def open_writer(
+    path: Path, encoding: Encoding, *, shape: tuple[int, int, int], picture: Picture, quality: int = DEFAULT_QUALITY
+) -> PictureWriter:
+    """Start the file `path` for (H, W, C) pixels; `picture` supplies ICC profile, EXIF and PNG colour chunks."""
+    if encoding.format == "png":
+        return _PngFile(path=path, shape=shape, dtype=encoding.dtype, picture=picture)
+    return _PillowFile(path=path, format=encoding.format, shape=shape, picture=picture, quality=quality)
+
+
+class _PngFile:
+    def __init__(self, *, path: Path, shape: tuple[int, int, int], dtype: type, picture: Picture):
+        self._file = path.open("wb")
+        self._png = PngStream(
+            stream=self._file,
+            width=shape[1],
+            height=shape[0],
+            channels=shape[2],
+            dtype=dtype,
+            icc_profile=picture.icc_profile,
+            exif=picture.exif,
+            colour=picture.png_colour,
+        )
+
+    def __enter__(self) -> _PngFile:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self._file:
+            if kind is None:
+                self._png.close()
+
+    def write(self, rows: np.ndarray) -> None:
+        self._png.write(rows)
+
+
+class _PillowFile:
+    def __init__(self, *, path: Path, format: str, shape: tuple[int, int, int], picture: Picture, quality: int):
+        self._path, self._format, self._picture, self._quality = path, format, picture, quality
+        keeps_alpha = format == "webp" and shape[2] in (2, 4)
+        mode = "RGBA" if keeps_alpha else "L" if format == "jpg" and shape[2] < 3 else "RGB"
+        self._image = Image.new(mode, (shape[1], shape[0]))
+        self._row = 0
+
+    def __enter__(self) -> _PillowFile:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self._image:
+            if kind is None:
+                self._save()
+
+    def write(self, rows: np.ndarray) -> None:
+        band = Image.fromarray(rows[:, :, 0] if rows.shape[2] == 1 else rows)
+        if self._image.mode in ("L", "RGB") and band.mode in ("LA", "RGBA"):
+            background = Image.new("RGBA", band.size, "white")
+            band = Image.alpha_composite(background, band.convert("RGBA"))
+        self._image.paste(band if band.mode == self._image.mode else band.convert(self._image.mode), (0, self._row))
+        self._row += len(rows)
+
+    def _save(self) -> None:
+        # A profile for grey values does not describe the RGB that WebP stores.
+        profile = self._picture.icc_profile
+        if profile and profile[16:20] != (b"GRAY" if self._image.mode == "L" else b"RGB "):
+            profile = None
+        options: dict = {"quality": self._quality, "icc_profile": profile}
+        if self._picture.exif and (self._format != "jpg" or len(self._picture.exif) < _JPEG_SEGMENT):
+            options["exif"] = self._picture.exif
+        if self._format == "jpg":
+            # The colour planes keep their resolution: it has just been computed.
+            options["subsampling"] = "4:4:4"
+        self._image.save(self._path, {"jpg": "JPEG", "webp": "WEBP"}[self._format], **options)

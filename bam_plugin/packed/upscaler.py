@@ -1,0 +1,300 @@
+"""Upscaler: pictures in, larger pictures out, by a packed network; no torch.
+
+>>> from bam_plugin.packed import Upscaler
+>>> upscaler = Upscaler("bsrn")
+>>> large = upscaler.upscale(small)  # uint8, uint16 or float32; grey or RGB, with or without alpha
+>>> upscaler.upscale_file("photo.jpg", "photo_x4.png")
+
+Any size fits in bounded memory: the picture is computed in tiles and written in bands of rows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bam_plugin._files import atomic_path
+from bam_plugin.errors import BamError
+from bam_plugin.packed.alpha import NEIGHBOURHOOD, clamp_alpha, fill_transparent
+from bam_plugin.packed.engine import Engine
+from bam_plugin.packed.format import PackedModel, read_packed
+from bam_plugin.packed.images import MAX_PIXELS, check_array, read_picture
+from bam_plugin.packed.memory import bytes_per_pixel
+from bam_plugin.packed.picture_writer import DEFAULT_QUALITY, format_of_name, open_writer, plan_encoding
+from bam_plugin.packed.row_resize import resize_bands
+from bam_plugin.packed.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
+from bam_plugin.packed.zoo import find_model
+
+Progress = Callable[[int], None]
+"""Called after each tile with the number of input pixels that it finished; they add up to width * height."""
+
+MAX_SCALE = 16
+TILE_MEMORY = 512 << 20
+"""Most bytes that the maps of one tile may take; less where less than four times this is free."""
+
+_BAND_MEMORY = 48 << 20
+
+
+class UnsupportedModelError(BamError):
+    """The packed network does not map pictures to pictures."""
+
+
+class OverwriteError(BamError):
+    """Writing would replace an input."""
+
+
+class ScaleError(BamError):
+    """A scale is no number in the range that can be made."""
+
+
+@dataclass(frozen=True)
+class UpscaleResult:
+    """What became of one file: sizes (width, height) in pixels, time in seconds, and notes for a person."""
+
+    source: Path
+    destination: Path
+    source_size: tuple[int, int]
+    size: tuple[int, int]
+    tiles: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+class Upscaler:
+    """A packed network with everything around it that pictures need.
+
+    Colours are used as stored (an embedded ICC profile is kept, not applied). Grey pictures pass through a colour
+    network as three equal channels and are averaged. Results are clipped to the range of the data type.
+    """
+
+    scale: int
+    """The network's own magnification. Other scales are made by resizing its result (bicubic)."""
+    receptive_radius: int | None
+    """Pixels of the small picture around a pixel that its result depends on; None: no finite number (attention)."""
+    isa: str
+    """Instruction set whose kernels run, as chosen by the caller, BAM_ISA, or the processor."""
+    threads: int
+    """Threads that the kernels use. Results do not depend on it."""
+    model: PackedModel
+    """Graph, weights and metadata as read from the file."""
+    path: Path | None
+    """The packed file, None when the network came as a `PackedModel`."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike | PackedModel | None = None,
+        *,
+        scale: float | None = None,
+        isa: str | None = None,
+        threads: int | None = None,
+    ):
+        """`model` is a packed file, a name of the zoo, a `PackedModel`, or None for the zoo's default.
+
+        `scale` chooses among the files of a network the one nearest to it. Raises `BamError`s that name what is wrong
+        with the file or with the choice.
+        """
+        self.path = None
+        if not isinstance(model, PackedModel):
+            self.path = find_model(model, scale=scale)
+            model = read_packed(self.path)
+        if model.num_in_ch not in (1, 3) or model.graph.num_out_ch != model.num_in_ch:
+            raise UnsupportedModelError(
+                f"pictures need a network from 1 to 1 or from 3 to 3 channels, {self.path or 'this one'} goes from "
+                f"{model.num_in_ch} to {model.graph.num_out_ch}; run it with Engine"
+            )
+        self.model = model
+        self.engine = Engine(model, isa=isa, threads=threads)
+        self.scale, self.receptive_radius = model.scale, model.receptive_radius
+        self.isa, self.threads = self.engine.isa, self.engine.threads
+        self._bytes_per_pixel = bytes_per_pixel(model.graph)
+
+    def upscale(
+        self,
+        image: np.ndarray | str | os.PathLike,
+        *,
+        scale: float | None = None,
+        tile: int | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Return the enlarged picture as an array of the same data type and number of axes.
+
+        `image` is a path, or an array (H, W) or (H, W, C): C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; uint8 in
+        0..255, uint16 in 0..65535 or float32 in [0, 1]. `tile` is the edge of a tile in input pixels, 0 for no tiles,
+        None to choose by the memory at hand. Raises `PictureArrayError`, `PictureError`, `ScaleError`.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read_picture(image).pixels
+        checked = check_array(pixels)
+        height, width = target_size(checked.shape[:2], self._scale(scale))
+        result = np.empty((height, width, checked.shape[2]), checked.dtype)
+        row = 0
+        for band in self._bands(checked, (height, width), checked.dtype, self._plan(checked, tile), progress):
+            result[row : row + len(band)] = band
+            row += len(band)
+        return result[:, :, 0] if pixels.ndim == 2 else result
+
+    def upscale_file(
+        self,
+        source: str | os.PathLike,
+        destination: str | os.PathLike,
+        *,
+        scale: float | None = None,
+        tile: int | None = None,
+        quality: int = DEFAULT_QUALITY,
+        max_pixels: int = MAX_PIXELS,
+        progress: Progress | None = None,
+    ) -> UpscaleResult:
+        """Upscale a picture file into another, whose name's ending (.png, .jpg, .webp) decides the format.
+
+        The destination appears when it is complete, and an older file of that name stays until then. Bit depth, alpha,
+        ICC profile and EXIF are kept as far as the format holds them. `quality` 1..100 is for jpg and webp;
+        `max_pixels` limits the size of the source. Raises `PictureError`; the source is never written to.
+        """
+        started = time.perf_counter()
+        source, destination = Path(source), Path(destination)
+        refuse_same_file(source, destination)
+        scale = self._scale(scale)
+        format = format_of_name(destination)
+        picture = read_picture(source, max_pixels=max_pixels)
+        pixels = picture.pixels
+        height, width = target_size(pixels.shape[:2], scale)
+        encoding = plan_encoding(format, width=width, height=height, channels=pixels.shape[2], dtype=pixels.dtype)
+        tiling = self._plan(pixels, tile)
+        with atomic_path(destination) as temporary:
+            shape = (height, width, pixels.shape[2])
+            with open_writer(temporary, encoding, shape=shape, picture=picture, quality=quality) as writer:
+                for band in self._bands(pixels, (height, width), encoding.dtype, tiling, progress):
+                    writer.write(band)
+        return UpscaleResult(
+            source=source,
+            destination=destination,
+            source_size=(pixels.shape[1], pixels.shape[0]),
+            size=(width, height),
+            tiles=tiling.count,
+            seconds=time.perf_counter() - started,
+            notes=(*picture.notes, *encoding.notes, *self._scale_notes(scale), *_tiling_notes(tiling)),
+        )
+
+    def _scale(self, scale: float | None) -> float:
+        scale = self.scale if scale is None else scale
+        if not 0 < scale <= MAX_SCALE:  # written so that NaN fails too
+            raise ScaleError(f"the scale must be a number above 0 and at most {MAX_SCALE}, found {scale:g}")
+        return scale
+
+    def _scale_notes(self, scale: float) -> list[str]:
+        return [] if scale == self.scale else [f"the network enlarges {self.scale} times; resized to {scale:g} times"]
+
+    def _plan(self, pixels: np.ndarray, tile: int | None) -> Tiling:
+        height, width, channels = pixels.shape
+        radius = self.receptive_radius
+        if radius is not None and channels in (2, 4):
+            radius = max(radius, NEIGHBOURHOOD)
+        if tile is not None:
+            return plan_tiles(height, width, tile=tile, radius=radius)
+        free = available_memory()
+        budget = TILE_MEMORY if free is None else min(TILE_MEMORY, free // 4)
+        row_bytes = width * self.scale**2 * channels * pixels.dtype.itemsize
+        return plan_for_memory(
+            height,
+            width,
+            radius=radius,
+            pixel_budget=max(1, budget // self._bytes_per_pixel),
+            row_budget=_BAND_MEMORY // row_bytes,
+        )
+
+    def _bands(
+        self, pixels: np.ndarray, size: tuple[int, int], dtype, tiling: Tiling, progress: Progress | None
+    ) -> Iterator[np.ndarray]:
+        """The enlarged picture from the top in bands of `dtype`, resized to `size` = (H, W) where it differs."""
+        height, width, channels = pixels.shape
+        if channels in (2, 4):
+            pixels = fill_transparent(pixels)
+        tiles_done = 0
+
+        def render(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+            nonlocal tiles_done
+            tile = self._render(to_unit(pixels[top:bottom, left:right]))
+            if progress is not None:
+                # Tiles differ a little in size; equal shares that add up to the picture are all that a bar needs.
+                before = height * width * tiles_done // tiling.count
+                tiles_done += 1
+                progress(height * width * tiles_done // tiling.count - before)
+            return tile
+
+        own = (height * self.scale, width * self.scale)
+        if size == own:
+            yield from render_bands(
+                render,
+                tiling,
+                scale=self.scale,
+                channels=channels,
+                finish=lambda band: from_unit(band, dtype),
+                dtype=dtype,
+            )
+            return
+        bands = render_bands(
+            render, tiling, scale=self.scale, channels=channels, finish=lambda band: band, dtype=np.float32
+        )
+        for band in resize_bands(bands, source=own, target=size):
+            yield from_unit(band, dtype)
+
+    def _render(self, window: np.ndarray) -> np.ndarray:
+        """Enlarge a float32 window (h, w, 1..4) as a whole: colour, then alpha."""
+        if window.shape[2] in (1, 3):
+            return self._run(window)
+        colour, alpha = self._run(window[:, :, :-1]), np.ascontiguousarray(window[:, :, -1])
+        if alpha.min() == alpha.max():
+            large = np.full(colour.shape[:2], alpha[0, 0], np.float32)
+        else:
+            large = clamp_alpha(self._run(alpha[:, :, None])[:, :, 0], alpha, self.scale)
+        return np.concatenate([colour, large[:, :, None]], axis=2)
+
+    def _run(self, window: np.ndarray) -> np.ndarray:
+        """Fit the picture's channels (1 or 3) to the network's: grey as three equal ones, colour one by one."""
+        wanted = self.model.num_in_ch
+        if window.shape[2] == wanted:
+            return self.engine.run(np.ascontiguousarray(window))
+        if wanted == 1:
+            planes = [self.engine.run(np.ascontiguousarray(window[:, :, c : c + 1])) for c in range(window.shape[2])]
+            return np.concatenate(planes, axis=2)
+        return self.engine.run(window.repeat(wanted, axis=2)).mean(axis=2, keepdims=True)
+
+
+def target_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
+    """(H, W) enlarged by `scale`, rounded, at least 1 x 1."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def to_unit(pixels: np.ndarray) -> np.ndarray:
+    """Integer pixels as float32 in [0, 1]; the data type alone tells the range. float32 is returned as it is."""
+    if pixels.dtype == np.float32:
+        return pixels
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def from_unit(values: np.ndarray, dtype) -> np.ndarray:
+    """Float32 values clipped to [0, 1] as `dtype`: float32, or an integer type over its full range, rounded."""
+    values = np.clip(values, 0, 1)
+    if dtype == np.float32:
+        return values
+    return np.rint(values * np.float32(np.iinfo(dtype).max)).astype(dtype)
+
+
+def refuse_same_file(source: Path, destination: Path) -> None:
+    """Raise `OverwriteError` when writing `destination` would replace `source` (by another name or link too)."""
+    try:
+        same = destination.exists() and source.exists() and source.samefile(destination)
+    except OSError:
+        same = False
+    if same:
+        raise OverwriteError(f"{destination}: is the input itself; choose another folder or a --suffix")
+
+
+def _tiling_notes(tiling: Tiling) -> list[str]:
+    if not tiling.blended:
+        return []
+    return [f"the network sees the whole picture: its {tiling.count} tiles are blended and differ from an untiled run"]
