@@ -26,6 +26,7 @@ LITERAL: dict[str, Any] = {
     "beta_init": (1.0, 1.0),
     "beta_offset": (0.0, 0.0),
     "output_scale": None,
+    "latent_gain": 1.0,
     "global_skip": None,
     "upsampler": "pixelshuffle",
 }
@@ -49,6 +50,7 @@ class BSRN(nn.Module):
         activation_estimator: gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS.
         output_scale, output_scale_init: learned factor after each binary convolution (`channel`, `scalar` or None),
             see BinaryConv2d.
+        latent_gain: factor on the start of the latent weights, see BinaryConv2d.
         global_skip: `bilinear` or `bicubic` (the input, enlarged by torch's interpolation, is added to the output) or
             None (the figure).
     """
@@ -75,6 +77,7 @@ class BSRN(nn.Module):
         activation_estimator: str = "clip",
         output_scale: str | None = "channel",
         output_scale_init: float = 0.1,
+        latent_gain: float = 0.1,
         global_skip: str | None = "bilinear",
     ) -> None:
         super().__init__()
@@ -106,6 +109,7 @@ class BSRN(nn.Module):
                         "activation_options": {"estimator": activation_estimator},
                         "output_scale": output_scale,
                         "output_scale_init": output_scale_init,
+                        "latent_gain": latent_gain,
                     },
                 )
                 for _ in range(num_hpb)

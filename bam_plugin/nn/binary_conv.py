@@ -29,8 +29,12 @@ class BinaryConv2d(nn.Module):
         output_scale: None (the paper), `scalar` (one learned factor per convolution) or `channel` (one per output
             channel) that multiplies the output; needed where many convolutions add into one identity path.
         output_scale_init: the factor's value at the start.
+        latent_gain: factor on the latents' Kaiming start. Only their signs and E|W| count, so it sets how many steps of
+            the learning rate a sign flip takes: large latents hardly flip at all (see docs/training.md).
 
-    `weight` (O, I, kh, kw) is the latent full-precision weight: trained, never used in a packed file.
+    A packed file needs `decompose` for the weights, the views of `binarize_activation` (see activations.py) and the
+    sum that `_evaluate` states. `weight` (O, I, kh, kw) is the latent full-precision weight: trained, never used in a
+    packed file.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class BinaryConv2d(nn.Module):
         activation_options: dict[str, Any] | None = None,
         output_scale: str | None = None,
         output_scale_init: float = 0.1,
+        latent_gain: float = 1.0,
     ) -> None:
         super().__init__()
         if weight_binarizer not in WEIGHT_BINARIZERS:
@@ -64,6 +69,8 @@ class BinaryConv2d(nn.Module):
         self.padding = kernel_size // 2 if padding is None else padding
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
         nn.init.kaiming_normal_(self.weight)
+        with torch.no_grad():
+            self.weight.mul_(latent_gain)
         self.binarize_weight = WEIGHT_BINARIZERS[weight_binarizer](**(weight_options or {}))
         self.binarize_activation = ACTIVATION_BINARIZERS[activation_binarizer](
             num_feat=in_channels, **(activation_options or {})
@@ -81,18 +88,40 @@ class BinaryConv2d(nn.Module):
 
     def forward(self, x: Tensor, previous: Sequence[Tensor] = ()) -> Tensor:
         """(N, I, H, W) -> (N, O, H', W'); `previous` are the earlier latent weights of the accumulation group."""
-        signs_in = self.binarize_activation(x)
-        if self.training:
-            weight = self.binarize_weight(self.weight, previous)
-            if self.output_scale is not None:
-                weight = weight * self.output_scale.view(-1, 1, 1, 1)
-            return F.conv2d(signs_in, weight, stride=self.stride, padding=self.padding)
+        return self._train(x, previous) if self.training else self._evaluate(x, previous)
+
+    def _train(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
+        activation, magnitude = self.binarize_activation.split(x)
+        weight = self.binarize_weight(self.weight, previous)
+        if self.output_scale is not None:
+            weight = weight * self.output_scale.view(-1, 1, 1, 1)
+        out = F.conv2d(activation, weight, stride=self.stride, padding=self.padding)
+        return out if magnitude is None else out * self._window_mean(magnitude)
+
+    def _evaluate(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
+        """Sum over activation bases n and weight bases m (m runs first) of scale_m factor_n dot, times the magnitude."""
+        magnitude = None
+        if self.binarize_activation.has_magnitude:
+            signs_in, magnitude = self.binarize_activation.split(x)
+            maps = [(signs_in, None)]
+        else:
+            maps = self.binarize_activation.decompose(x)
+        pairs = self.decompose(previous)
         total = None
-        for signs, scale in self.decompose(previous):
-            dot = F.conv2d(signs_in, signs, stride=self.stride, padding=self.padding)
-            term = dot * scale.view(1, -1, 1, 1)
-            total = term if total is None else total + term
-        return total
+        for signs_in, factor in maps:
+            for signs, scale in pairs:
+                dot = F.conv2d(signs_in, signs, stride=self.stride, padding=self.padding)
+                scale = scale if factor is None else scale * factor
+                term = dot * scale.view(1, -1, 1, 1)
+                total = term if total is None else total + term
+        assert total is not None
+        return total if magnitude is None else total * self._window_mean(magnitude)
+
+    def _window_mean(self, magnitude: Tensor) -> Tensor:
+        """(N, 1, H, W) -> (N, 1, H', W'), the mean over the convolution's window with zeros outside the image."""
+        window = magnitude.new_full((1, 1, self.kernel_size, self.kernel_size), 1 / self.kernel_size**2)
+        return F.conv2d(magnitude, window, stride=self.stride, padding=self.padding)
 
     def extra_repr(self) -> str:
+        """The options that `print` shows."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
