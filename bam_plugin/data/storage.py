@@ -11,10 +11,10 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from bam_plugin._files import atomic_path
 from bam_plugin.errors import BamError, MissingDependencyError
@@ -29,6 +29,9 @@ PNG_LEVEL = 1
 # LMDB's own bytes per entry at most: a node, a possibly half-empty branch page, and the unused end of the last page.
 _OVERHEAD_PER_ENTRY = 3 * 4096
 _SPARE_MAP_BYTES = 1 << 24
+
+# The LMDBs that this process reads, by resolved path.
+_environments: dict[Path, Any] = {}
 
 
 class StorageError(BamError):
@@ -263,18 +266,31 @@ def read_meta_info(path: str | os.PathLike) -> dict[str, tuple[int, int, int]]:
         ) from error
 
 
-@contextlib.contextmanager
-def open_lmdb(path: str | os.PathLike) -> Iterator:
-    """A read transaction on an existing LMDB: `transaction.get(b"KEY")` gives PNG bytes."""
-    if not (Path(path) / "data.mdb").is_file():
+def open_lmdb(path: Path):
+    """The read-only environment of the LMDB at `path`, opened once per process. Raises StorageError when there is none.
+
+    LMDB refuses a second environment of one file in a process; forked workers use the one they inherit, which is safe
+    since nobody writes and no locks are held.
+    """
+    path = path.resolve()
+    if path in _environments:
+        return _environments[path]
+    if not (path / "data.mdb").is_file():
         raise StorageError(
             f"expected an LMDB (a folder with data.mdb), found none at {path}: make it with `bam prepare`."
         )
-    environment = _lmdb().open(str(path), readonly=True, lock=False, readahead=False)
     try:
-        with environment.begin(buffers=True) as transaction:
-            yield transaction
-    finally:
+        # Without readahead: the images of a batch lie anywhere in the file.
+        _environments[path] = _lmdb().open(str(path), readonly=True, lock=False, readahead=False)
+    except _lmdb_errors() as error:
+        raise StorageError(f"cannot open the LMDB at {path}: {error}") from error
+    return _environments[path]
+
+
+def close_lmdb(path: Path) -> None:
+    """Close what `open_lmdb` opened, so that other code (BasicSR's datasets) can open it in this process."""
+    environment = _environments.pop(path.resolve(), None)
+    if environment is not None:
         environment.close()
 
 
