@@ -13,7 +13,8 @@ class ResumableSampler(Sampler[int]):
     """Yields, for one process, a shuffled share of `ratio` copies of the dataset, whole batches only.
 
     The order depends on (seed, epoch) alone, not on any global random state. `resume_at(epoch, batches)` leaves out
-    what an interrupted training consumed of that epoch. A dataset with a method `set_epoch(epoch)` is told the epoch.
+    what an interrupted training consumed of that epoch. A dataset with a method `set_epoch(epoch)` is told the epoch
+    and gets sample numbers up to `ratio` times its length (PairedPatchDataset); others get indices of their items.
 
     Args:
         dataset: its length counts.
@@ -62,7 +63,9 @@ class ResumableSampler(Sampler[int]):
         epoch, batches = self._resume
         if epoch == self.epoch:
             share = share[batches * self.batch_size :]
-        return iter((share % len(self.dataset)).tolist())
+        if not hasattr(self.dataset, "set_epoch"):
+            share = share % len(self.dataset)
+        return iter(share.tolist())
 
     def __len__(self) -> int:
         return self.batches * self.batch_size

@@ -1,12 +1,14 @@
 """Models in BasicSR's sense: a network, its losses and its optimizer, trained, validated and saved.
 
 Importing this package applies the repairs of `bam_plugin._compat` and registers every `*_model.py` in BasicSR's
-MODEL_REGISTRY.
+MODEL_REGISTRY, and this package's datasets and metrics.
 """
 
 from __future__ import annotations
 
-from bam_plugin import _compat
+from bam_plugin import _compat, data
 
 _compat.repair_pipelines()
 _compat.import_registered(__name__, "_model")
+data.register()
+data.register()
