@@ -98,7 +98,9 @@ def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> P
     """Read only the header of a picture file. Raises `PictureError`."""
     with _open(_checked(path), path, max_pixels) as image:
         width, height = image.size
-        turned = _orientation(image) >= 5
+        # Pillow gives a TIFF's size as turned; and asking a PNG without an early EXIF block would decode all of it.
+        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = known and _orientation(image) >= 5
         return PictureInfo(
             width=height if turned else width,
             height=width if turned else height,
@@ -116,7 +118,7 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
         raise PictureAccessError(f"{path}: cannot be read ({error.strerror or error})") from error
     with _open(io.BytesIO(content), path, max_pixels) as image, _decoding(path):
         picture = Picture(pixels=np.empty((0, 0, 1), np.uint8), format=image.format or "?")
-        deep = _is_deep(image)
+        deep, raw_mode = _is_deep(image), str(image.tile[0][3]) if image.tile else ""  # known until it is loaded
         frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
         if frames > 1:
             picture.notes.append(f"only the first of {frames} frames is used")
@@ -126,7 +128,7 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
         picture.exif = _portable_exif(image, picture)
         if picture.icc_profile is None and image.format == "PNG":
             picture.png_colour = _png_colour(content)
-        pixels = _deep_pixels(image, content) if deep and image.mode != "F" else None
+        pixels = _deep_pixels(image, content, raw_mode) if deep and image.mode != "F" else None
         if pixels is None:
             pixels = _pixels(image, picture)
         picture.pixels = _rotated(pixels, orientation)
@@ -303,7 +305,7 @@ def _cmyk_to_rgb(image: Image.Image, picture: Picture) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_pixels(image: Image.Image, content: bytes) -> np.ndarray | None:
+def _deep_pixels(image: Image.Image, content: bytes, raw_mode: str) -> np.ndarray | None:
     """Pixels of 16-bit pictures as uint16 (H, W, C); None where OpenCV knows the file as 8 bits after all."""
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint16)[:, :, None]
@@ -319,7 +321,7 @@ def _deep_pixels(image: Image.Image, content: bytes) -> np.ndarray | None:
         decoded = np.rint(np.minimum(decoded, depth) * (65535.0 / depth)).astype(np.uint16)
     if decoded.ndim == 2:
         return decoded[:, :, None]
-    if decoded.shape[2] == 4 and image.mode in ("LA", "La"):
+    if decoded.shape[2] == 4 and raw_mode.startswith("LA"):
         return np.ascontiguousarray(decoded[:, :, [0, 3]])
     code = cv2.COLOR_BGRA2RGBA if decoded.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(decoded, code)
