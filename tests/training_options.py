@@ -22,7 +22,7 @@ def tiny_options(pairs: Any, **train: Any) -> dict[str, Any]:
         "datasets": {
             "train": {
                 "name": "tiny",
-                "type": "PairedImageDataset",
+                "type": "PairedPatchDataset",
                 **lmdbs,
                 "gt_size": 32,
                 "use_hflip": True,

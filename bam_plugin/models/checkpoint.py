@@ -25,10 +25,10 @@ def save_atomically(content: dict[str, Any], path: str | os.PathLike) -> None:
 
 def random_states() -> dict[str, Any]:
     """The states of all random generators of this process, as tensors and plain containers (`weights_only` safe)."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (name, keys.tolist(), position, has_gauss, cached),
+        "numpy": (name, np.asarray(keys).tolist(), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

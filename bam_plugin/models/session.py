@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bam_plugin import _compat
 from bam_plugin.data.sampler import ResumableSampler
 from bam_plugin.errors import BamError
+from bam_plugin.optim.schedules import check_restart_schedule, resolve_epochs
 
 LOGGER = logging.getLogger("basicsr")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -44,6 +45,7 @@ class TrainingSession:
     def __init__(self) -> None:
         self.opt: dict[str, Any] = {}
         self.model: Any = None
+        self.tb_logger: Any = None
         self.sampler: ResumableSampler | None = None
         self.iteration = 0
         self.bar: tqdm | None = None
@@ -57,10 +59,22 @@ class TrainingSession:
         import basicsr.train as pipeline
 
         make_model, load_state = pipeline.build_model, pipeline.load_resume_state
+        parse, make_tb_logger = pipeline.parse_options, pipeline.init_tb_loggers
         cpu, cuda = pipeline.CPUPrefetcher, pipeline.CUDAPrefetcher
+
+        def parse_options(*args: Any, **kwargs: Any) -> Any:
+            opt, parsed = parse(*args, **kwargs)
+            resolve_epochs(opt["train"])
+            check_restart_schedule(opt["train"].get("scheduler") or {}, opt["train"]["total_iter"])
+            return opt, parsed
+
+        def init_tb_loggers(opt: dict[str, Any]) -> Any:
+            self.tb_logger = make_tb_logger(opt)
+            return self.tb_logger
 
         def build_model(opt: dict[str, Any]) -> Any:
             self.model = make_model(opt)
+            self.model.tb_logger = self.tb_logger
             return self.model
 
         def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -71,6 +85,8 @@ class TrainingSession:
         with (
             _compat.replaced(
                 pipeline,
+                parse_options=parse_options,
+                init_tb_loggers=init_tb_loggers,
                 build_model=build_model,
                 load_resume_state=load_resume_state,
                 create_train_val_dataloader=self.make_loaders,
@@ -205,7 +221,8 @@ class TrainingSession:
     def _save_after_crash(self, error: BaseException) -> None:
         """Save the state after the last finished iteration, when the model can return to it."""
         rescue = getattr(self.model, "save_after_crash", None)
-        if rescue is not None and self.iteration > 0:
+        # KeyboardInterrupt: a second signal, which asks for an immediate end.
+        if rescue is not None and self.iteration > 0 and not isinstance(error, KeyboardInterrupt):
             rescue(self._epoch(), self.iteration, error)
 
 

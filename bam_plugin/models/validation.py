@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
 from tqdm import tqdm
 
+from bam_plugin.data.metrics import luma
 from bam_plugin.errors import BamError
 
 
@@ -30,8 +32,9 @@ def validate(model: Any, dataloader: Any, current_iter: Any, tb_logger: Any, sav
             imwrite(result, str(_image_path(model.opt, name, image, current_iter)))
         record: dict[str, Any] = {"image": image}
         if target is not None:
+            pair = _comparable(result, target)
             for metric, options in metrics.items():
-                record[metric] = float(calculate_metric({"img": result, "img2": target}, options))
+                record[metric] = float(calculate_metric(pair, options))
         records.append(record)
     if not records:
         raise BamError(f"the dataset {name} holds no images; check its dataroot_lq and dataroot_gt")
@@ -43,6 +46,16 @@ def validate(model: Any, dataloader: Any, current_iter: Any, tb_logger: Any, sav
         for metric, value in model.metric_results.items():
             model._update_best_metric_result(name, metric, value, current_iter)
         model._log_validation_metric_values(current_iter, name, tb_logger)
+
+
+def _comparable(result: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
+    """What a metric compares. A single-channel target is a grey image and measured as grey, not as Y: see data.metrics.
+
+    Both are then (H, W, 1), for BasicSR's metrics and ours alike.
+    """
+    if target.ndim == 3:
+        return {"img": result, "img2": target}
+    return {"img": luma(result, full_range=True), "img2": target[..., None]}
 
 
 def _super_resolve(model: Any, data: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,0 +1,126 @@
+"""How the binary part of a network is doing, as scalars per layer: what a loss curve does not show.
+
+Per binary convolution: `flips` (share of weight signs that changed since the last measurement), `saturated` (share of
+normalized activations beyond [-1, 1], where the clipped estimator passes no gradient; only where a normalization
+precedes a sign), `dead` (share of input channels whose binary activation, as evaluation would compute it, is the same
+at every position of the batch: they carry no information). Per accumulation: `alpha`, `beta`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bam_plugin.nn import ActivationScale, BinaryConv2d
+from bam_plugin.nn.binarizers import ActivationBinarizer
+
+
+class HealthMonitor:
+    """Measures the binary convolutions of `net` during one of its forward passes.
+
+    `freq` is the number of iterations between measurements; between them nothing is computed and no hook is installed.
+    """
+
+    def __init__(self, *, net: nn.Module, freq: int) -> None:
+        self.freq = freq
+        self._convs = {name: module for name, module in net.named_modules() if isinstance(module, BinaryConv2d)}
+        self._betas = {name: module for name, module in net.named_modules() if isinstance(module, ActivationScale)}
+        self._signs: dict[str, Tensor] = {}
+        self._clock: tuple[int, float] | None = None
+
+    def due(self, iteration: int) -> bool:
+        """Whether `iteration` is one to measure."""
+        return self.freq > 0 and iteration % self.freq == 0
+
+    @contextlib.contextmanager
+    def measuring(self, scalars: dict[str, float]) -> Iterator[None]:
+        """Measure the forward passes inside the block and enter the results in `scalars` ("flips/LAYER": 0.01, ...)."""
+        handles: list[Any] = []
+        seen: set[str] = set()
+        for name, conv in self._convs.items():
+            handles.append(conv.register_forward_hook(self._conv_hook(name, scalars, seen)))
+            norm = getattr(conv.binarize_activation, "norm", None)
+            if norm is not None and conv.binarize_activation.alphabet == "-1,+1":
+                handles.append(norm.register_forward_hook(_saturation_hook(name, scalars)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, conv in self._convs.items():
+            alpha = getattr(conv.binarize_weight, "alpha", None)
+            if alpha is not None:
+                scalars.update({f"alpha/{name}/{index}": value for index, value in enumerate(alpha.tolist())})
+        for name, beta in self._betas.items():
+            if beta.scale is not None:
+                scalars[f"beta/{name}"] = float(beta.scale)
+
+    def throughput(self, iteration: int, images_per_iteration: int) -> dict[str, float]:
+        """Iterations and images per second since the last call; empty at the first call."""
+        now = time.perf_counter()
+        before, self._clock = self._clock, (iteration, now)
+        if before is None or iteration <= before[0]:
+            return {}
+        rate = (iteration - before[0]) / (now - before[1])
+        return {"throughput/iterations_per_s": rate, "throughput/images_per_s": rate * images_per_iteration}
+
+    def _conv_hook(self, name: str, scalars: dict[str, float], seen: set[str]) -> Any:
+        def hook(module: BinaryConv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
+            if name in seen:
+                # The first micro-batch is enough; a second look would find no flips.
+                return
+            seen.add(name)
+            x, *rest = inputs
+            previous = rest[0] if rest else ()
+            # Several bases (ABC-Net) count as one set of signs.
+            signs = torch.cat([signs.flatten() >= 0 for signs, _ in module.decompose(previous)])
+            if name in self._signs:
+                scalars[f"flips/{name}"] = float((signs != self._signs[name]).float().mean())
+            self._signs[name] = signs
+            if module.binarize_activation.alphabet is not None:
+                scalars[f"dead/{name}"] = _dead_share(module.binarize_activation, x)
+
+        return hook
+
+
+def worst_layers(scalars: dict[str, float], count: int = 3) -> str:
+    """A sentence that names the layers with the most dead channels and the most saturated activations."""
+    parts = []
+    for kind, text in (("dead/", "dead channels"), ("saturated/", "saturated activations")):
+        layers = sorted(((value, name) for name, value in scalars.items() if name.startswith(kind)), reverse=True)
+        listed = ", ".join(f"{name.removeprefix(kind)} {value:.0%}" for value, name in layers[:count])
+        if listed:
+            parts.append(f"Most {text}: {listed}.")
+    return " ".join(parts) or "The network has no binary convolutions."
+
+
+def means(scalars: dict[str, float]) -> dict[str, float]:
+    """The mean over the layers of each share, for the log line: {"flips": ..., "saturated": ..., "dead": ...}."""
+    result = {}
+    for kind in ("flips", "saturated", "dead"):
+        values = [value for name, value in scalars.items() if name.startswith(f"{kind}/")]
+        if values:
+            result[kind] = sum(values) / len(values)
+    return result
+
+
+@torch.no_grad()
+def _dead_share(binarizer: ActivationBinarizer, x: Tensor) -> float:
+    """Share of the channels of x (N, C, H, W) whose binary activation is constant; leaves running statistics alone."""
+    training = binarizer.training
+    binarizer.eval()
+    activation, _ = binarizer.split(x)
+    binarizer.train(training)
+    return float((activation.amin(dim=(0, 2, 3)) == activation.amax(dim=(0, 2, 3))).float().mean())
+
+
+def _saturation_hook(name: str, scalars: dict[str, float]) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        scalars[f"saturated/{name}"] = float((output.detach().abs() > 1).float().mean())
+
+    return hook

@@ -1,0 +1,45 @@
+"""bfloat16 where it is harmless: the float parts of a binary network, not its binary convolutions.
+
+A binary convolution's result is a sum of up to K signs: bfloat16 holds integers exactly only up to 256, and a rounded
+sum moves values across the next sign's threshold. So its inputs are brought back to float32 and autocast is off inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bam_plugin.errors import BamError
+from bam_plugin.nn import BinaryConv2d
+
+PRECISIONS = ("float32", "bf16", "bf16_all")
+
+
+def prepare(net: nn.Module, precision: str) -> None:
+    """Make `net` ready for `autocast(precision)`: with `bf16` its binary convolutions compute in float32."""
+    if precision not in PRECISIONS:
+        raise BamError(f"train.precision must be one of {PRECISIONS}, found {precision!r}")
+    if precision != "bf16":
+        return
+    for module in net.modules():
+        if isinstance(module, BinaryConv2d):
+            module.forward = _in_float32(module.forward)  # type: ignore[method-assign]
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass: `float32` (nothing), `bf16` (float parts) or `bf16_all` (binary ones too)."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _in_float32(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def wrapped(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float(), *args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,51 @@
+"""BinaryAdam: AdamW that keeps latent weights within reach of their sign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from bam_plugin.optim.registry import OPTIMIZER_REGISTRY
+
+
+@OPTIMIZER_REGISTRY.register()
+class BinaryAdam(torch.optim.AdamW):
+    """AdamW with weights clipped to [-clip, clip] after each step, in the groups that have a `clip`.
+
+    A latent weight far from zero can hardly change its sign any more; clipping keeps it within reach (Courbariaux et
+    al., BinaryConnect, NeurIPS 2015). `build_optimizers` sets `clip` for the group of latent weights and leaves weight
+    decay to the float weights: decay pulls latents towards zero, where noise flips them, and moves the thresholds of
+    the signs for no reason.
+
+    Args:
+        params, lr, betas, eps, weight_decay: as in torch.optim.AdamW (decoupled weight decay).
+        clip: greatest magnitude of a weight, or None; one per group.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        # AdamW's constructor knows no `clip`: it becomes a default of the groups that do not set their own.
+        self.defaults["clip"] = clip
+        for group in self.param_groups:
+            group.setdefault("clip", clip)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of AdamW, then the clipping."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            limit = group["clip"]
+            if limit is not None and group["params"]:
+                torch._foreach_clamp_max_(group["params"], limit)
+                torch._foreach_clamp_min_(group["params"], -limit)
+        return loss

@@ -1,0 +1,9 @@
+"""Errors of the options under `train.optim_g` and `train.scheduler`."""
+
+from __future__ import annotations
+
+from bam_plugin.errors import BamError
+
+
+class OptimizerError(BamError):
+    """An optimizer, its parameter groups or its schedule cannot be made from the options."""
