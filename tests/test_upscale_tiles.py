@@ -91,7 +91,7 @@ def test_blending_has_no_step_where_tiles_disagree():
         channels=1,
     )
     steps = np.diff(result[0, :, 0])
-    assert steps.min() >= 0 and steps.max() <= 1 / (4 * BLEND_OVERLAP) + 1e-6
+    assert steps.min() >= 0 and steps.max() <= 1 / (2 * BLEND_OVERLAP) + 1e-6
 
 
 @settings(max_examples=100, deadline=None)

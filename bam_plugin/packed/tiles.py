@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 BLEND_OVERLAP = 16
-"""Low-resolution pixels on either side of a seam over which the tiles of a network without finite radius are mixed."""
+"""Input pixels that windows of a network without finite radius reach over a seam; the inner half of them is mixed."""
 
 SMALLEST_CORE = 16
 """A core below this edge makes nearly everything that is computed overlap; memory budgets are exceeded rather."""
@@ -180,11 +180,14 @@ def _blended_bands(render, tiling, scale, channels, finish) -> Iterator[np.ndarr
 
 
 def _ramp(start: int, stop: int, length: int, overlap: int, scale: int) -> np.ndarray:
-    """Weights of a tile along one axis of its window: rising and falling lines that sum to 1 with the neighbours'."""
+    """Weights of a tile along one axis of its window: rising and falling lines that sum to 1 with the neighbours'.
+
+    They cross at the seam and are 0 in the outer half of the overlap, where a window suffers most from its border.
+    """
     position = (np.arange(max(0, start - overlap) * scale, min(length, stop + overlap) * scale) + 0.5) / scale
     weights = np.ones(len(position), np.float32)
     if start > 0:
-        weights *= np.clip((position - (start - overlap)) / (2 * overlap), 0, 1).astype(np.float32)
+        weights *= np.clip((position - start) / overlap + 0.5, 0, 1).astype(np.float32)
     if stop < length:
-        weights *= np.clip(((stop + overlap) - position) / (2 * overlap), 0, 1).astype(np.float32)
+        weights *= np.clip((stop - position) / overlap + 0.5, 0, 1).astype(np.float32)
     return weights
