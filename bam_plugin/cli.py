@@ -18,6 +18,7 @@ from bam_plugin.errors import BamError
 COMMANDS = {
     "train": "train a network from an option file (BasicSR's train pipeline)",
     "test": "test a network from an option file (BasicSR's test pipeline)",
+    "profile": "count parameters, MACs, operations and packed size of a network",
     "convert": "convert a training checkpoint to a bit-packed file",
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",

@@ -1,0 +1,162 @@
+"""Checking of values against types, and of mappings with a `type` against the signature of what that type names."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from bam_plugin.config.problems import KeyPath, Problem, nearest, suggest
+
+
+def check_value(value: Any, expected: Any, key: KeyPath, default: Any = None) -> Iterator[Problem]:
+    """Check one value against a type, or against a default value where msgspec does not know the type."""
+    try:
+        msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at ")
+        inner = place.strip("`$") or ""
+        message = f"{text[0].lower()}{text[1:]}, found {value!r}" + (f" (at {inner})" if inner else "")
+        yield Problem(key, message + _number_hint(value))
+    except TypeError:
+        yield from _check_like(value, default, key)
+
+
+def check_struct(
+    values: Mapping[str, Any],
+    struct: type[msgspec.Struct],
+    key: KeyPath,
+    *,
+    also: Collection[str] = (),
+    elsewhere: Callable[[str], str | None] = lambda name: None,
+) -> Iterator[Problem]:
+    """Check a section key by key. `also`: further valid keys; `elsewhere`: name -> the section where it is valid."""
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
+    for name, value in values.items():
+        if name not in fields:
+            if name not in also:
+                yield unknown_key((*key, name), {*fields, *also}, elsewhere)
+            continue
+        inner = _struct_in(fields[name].type)
+        if inner is not None and isinstance(value, Mapping):
+            yield from check_struct(value, inner, (*key, name), elsewhere=elsewhere)
+        else:
+            yield from check_value(value, fields[name].type, (*key, name))
+    for name, field in fields.items():
+        if field.required and name not in values:
+            yield Problem((*key, name), "is missing and has no default; add it")
+
+
+def unknown_key(key: KeyPath, names: Iterable[str], elsewhere: Callable[[str], str | None]) -> Problem:
+    """The problem of a key that nothing reads: it is misplaced, misspelt, or invented."""
+    place = elsewhere(key[-1])
+    if place is not None and place != ".".join(key[:-1]):
+        return Problem(key, f"is not read here; it belongs to {place or 'the top of the file'}")
+    return Problem(key, f"unknown key, which nothing reads; {suggest(key[-1], names)}")
+
+
+def check_typed(
+    values: Any,
+    key: KeyPath,
+    known: Mapping[str, Any],
+    *,
+    given: Collection[str] = (),
+    also: Collection[str] = (),
+    swallowed: bool = False,
+    elsewhere: Callable[[str], str | None] = lambda name: None,
+) -> Iterator[Problem]:
+    """Check a mapping `{type: NAME, ...}`: NAME must be in `known`, the rest must fit the signature of known[NAME].
+
+    given: parameters that the caller supplies itself. also: keys that are read by others. swallowed: a `**kwargs` of
+    the callable only ignores what it gets, so a key that lands there is a mistake.
+    """
+    if not isinstance(values, Mapping):
+        yield Problem(key, f"must be a mapping with a type, found {values!r}")
+        return
+    name = values.get("type")
+    if not isinstance(name, str):
+        yield Problem((*key, "type"), f"must name one of the registered types, found {name!r}; {suggest('', known)}")
+        return
+    if name not in known:
+        yield Problem((*key, "type"), f"{name} is not registered; {suggest(name, known)}")
+        return
+    arguments = {each: value for each, value in values.items() if each != "type" and each not in also}
+    yield from _check_call(known[name], arguments, key, given, swallowed, elsewhere)
+
+
+def _check_call(
+    target: Any,
+    arguments: Mapping[str, Any],
+    key: KeyPath,
+    given: Collection[str],
+    swallowed: bool,
+    elsewhere: Callable[[str], str | None],
+) -> Iterator[Problem]:
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if name not in given and parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+    }
+    keywords = [name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    open_ended = bool(keywords) and not swallowed
+    names = set(parameters) - set(keywords)
+    hints = _hints(target)
+    for name, value in arguments.items():
+        if name not in names:
+            # Where a **kwargs takes anything, only a name close to a real one is surely a mistake.
+            if not open_ended or nearest(name, names) is not None:
+                yield unknown_key((*key, name), names, elsewhere)
+        elif name in hints:
+            yield from check_value(value, hints[name], (*key, name), parameters[name].default)
+        else:
+            yield from _check_like(value, parameters[name].default, (*key, name))
+    for name in names - set(arguments):
+        if parameters[name].default is inspect.Parameter.empty:
+            yield Problem((*key, name), f"is missing and has no default in {target.__name__}; add it")
+
+
+def _check_like(value: Any, default: Any, key: KeyPath) -> Iterator[Problem]:
+    """Without a type hint the default tells what is expected: a number is not a text, a switch is not a number."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            yield Problem(key, f"expected true or false, found {value!r}")
+    elif isinstance(value, str) and (isinstance(default, (int, float)) or _as_number(value) is not None):
+        yield Problem(key, f"expected a number, found the text {value!r}{_number_hint(value)}")
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:
+        # Hints that do not resolve (names imported for type checkers only) are no reason to refuse a file.
+        return {}
+
+
+def _struct_in(annotation: Any) -> type[msgspec.Struct] | None:
+    """The Struct in `Struct` or `Struct | None`."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if inspect.isclass(candidate) and issubclass(candidate, msgspec.Struct):
+            return candidate
+    return None
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _number_hint(value: Any) -> str:
+    if not isinstance(value, str) or _as_number(value) is None:
+        return ""
+    mantissa, letter, exponent = value.strip().lower().partition("e")
+    if not letter:
+        return f"; write {value} without quotes"
+    mantissa = mantissa if "." in mantissa else mantissa + ".0"
+    sign = "" if exponent[:1] in "+-" else "+"
+    return f"; YAML reads {value} as text: write {mantissa}e{sign}{exponent}"
