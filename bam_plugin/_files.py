@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+_STEM_KEPT = 40  # characters; with 4 bytes each the temporary name stays below the 255 bytes that file systems allow
 
 
 @contextlib.contextmanager
@@ -18,16 +20,12 @@ def atomic_path(destination: str | os.PathLike) -> Iterator[Path]:
     """
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    # Suffixes such as .bam.safetensors are kept whole; mkstemp makes the name unique among concurrent writers.
-    handle, name = tempfile.mkstemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=destination.parent)
-    os.close(handle)
-    temporary = Path(name)
+    # Hidden, and unique among concurrent writers. The name is chosen before the file is made, so that an interruption
+    # at any moment finds what to remove.
+    temporary = destination.parent / f".{destination.stem[:_STEM_KEPT]}.{secrets.token_hex(8)}{destination.suffix}"
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        # mkstemp makes files private to the user; give the result the permissions that open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, destination)
+        temporary.replace(destination)
     finally:
         temporary.unlink(missing_ok=True)

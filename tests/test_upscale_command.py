@@ -1,0 +1,313 @@
+"""`bam upscale` as people call it: files, folders, patterns, faults, interruptions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from upscale_models import write_tiny
+
+from bam_plugin.batch_progress import BatchProgress
+from bam_plugin.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(write_tiny(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def album(tmp_path) -> Path:
+    """Four good pictures in a tree, one damaged, one that is text, one of another kind, one hidden."""
+    folder = tmp_path / "album"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    _picture(folder / "a.png")
+    _picture(folder / "b.JPG")
+    _picture(folder / "sub" / "ü 写真.png", channels=4)
+    _picture(folder / "sub" / "deep" / "wrong.png", format="JPEG")
+    content = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    (folder / "text.png").write_text("no picture")
+    (folder / "notes.txt").write_text("not asked for")
+    (folder / ".hidden.png").write_bytes(content)
+    return folder
+
+
+def _picture(path: Path, *, size=(12, 9), channels: int = 3, format: str | None = None) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    Image.fromarray(pixels).save(path, format=format)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _command(*args) -> list[str]:
+    return [sys.executable, "-m", "bam_plugin.cli", "upscale", *map(str, args)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_a_folder_keeps_its_tree_and_one_bad_file_does_not_stop_the_rest(album, tmp_path, model, capsys):
+    out = tmp_path / "out"
+    assert main(["upscale", "-i", str(album), "-o", str(out), "-m", model, "--recursive"]) == 1
+    assert _files(out) == ["a.png", "b.jpg", "sub/deep/wrong.jpg", "sub/ü 写真.png"]
+    with Image.open(out / "sub" / "ü 写真.png") as image:
+        assert image.size == (48, 36) and image.mode == "RGBA"
+    shown = capsys.readouterr()
+    assert "12x9 -> 48x36" in shown.out and "cut.png" not in shown.out
+    tail = shown.err.split("2 of 6 failed:\n")[1]
+    assert "cut.png: the picture is damaged" in tail and "text.png: the content is no picture" in tail
+    assert "6/6" in shown.err and "MP/s" in shown.err and "ETA" in shown.err
+
+
+def test_without_recursive_only_the_folder_itself(album, tmp_path, model):
+    assert main(["upscale", "-i", str(album), "-o", str(tmp_path / "out"), "-m", model]) == 1
+    assert _files(tmp_path / "out") == ["a.png", "b.jpg"]
+
+
+def test_patterns_and_several_inputs(album, tmp_path, model):
+    out = tmp_path / "out"
+    pattern = str(album / "**" / "[aü]*.png")
+    assert main(["upscale", "-i", pattern, str(album / "b.JPG"), "-o", str(out), "-m", model, "-q"]) == 0
+    assert _files(out) == ["a.png", "b.jpg", "sub/ü 写真.png"]
+
+
+def test_json_is_one_document_with_every_file(album, tmp_path, model, capsys):
+    assert main(["upscale", "-i", str(album), "-o", str(tmp_path / "out"), "-m", model, "--json", "-s", "2"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    by_name = {Path(entry["source"]).name: entry for entry in document["files"]}
+    assert by_name["a.png"]["status"] == "done" and by_name["a.png"]["size"] == [24, 18]
+    assert "resized to 2 times" in by_name["a.png"]["notes"][0]
+    assert by_name["cut.png"]["error_class"] == "DamagedPictureError"
+    assert document["model"]["scale"] == 4 and document["scale"] == 2 and len(document["model"]["sha256"]) == 64
+
+
+def test_dry_run_says_all_and_writes_nothing(album, tmp_path, model, capsys):
+    out = tmp_path / "out"
+    assert main(["upscale", "-i", str(album / "a.png"), "-o", str(out), "-m", model, "--dry-run"]) == 0
+    assert "out/a.png  12x9 -> 48x36  (not done: dry run)" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_skip_existing_leaves_what_is_there(album, tmp_path, model, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_text("mine")
+    arguments = ["upscale", "-i", str(album / "a.png"), str(album / "b.JPG"), "-o", str(out), "-m", model]
+    assert main([*arguments, "--skip-existing"]) == 0
+    assert (out / "a.png").read_text() == "mine" and (out / "b.jpg").exists()
+    assert "is there, skipped" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert (out / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_input_is_never_overwritten(album, model, capsys):
+    before = {name: (album / name).read_bytes() for name in _files(album)}
+    assert main(["upscale", "-i", str(album), "-o", str(album), "-m", model]) == 1
+    assert "a.png: is an input; choose another folder or a --suffix" in capsys.readouterr().err
+    for name, content in before.items():
+        assert (album / name).read_bytes() == content
+    # A name that differs is fine, in the same folder too, and is not taken for an input when the run is repeated.
+    assert main(["upscale", "-i", str(album / "a.png"), "-o", str(album), "-m", model, "--suffix", "_x4"]) == 0
+    assert (album / "a_x4.png").exists()
+
+
+def test_results_inside_the_input_folder_are_not_inputs_of_the_next_run(album, model):
+    arguments = ["upscale", "-i", str(album), "-o", str(album / "large"), "-m", model, "--recursive", "-q"]
+    assert main(arguments) == main(arguments) == 1
+    assert _files(album / "large") == ["a.png", "b.jpg", "sub/deep/wrong.jpg", "sub/ü 写真.png"]
+
+
+def test_two_inputs_of_one_name_are_not_mixed_up(tmp_path, model, capsys):
+    _picture(tmp_path / "a.png")
+    _picture(tmp_path / "a.bmp", size=(5, 5))
+    inputs = [str(tmp_path / "a.png"), str(tmp_path / "a.bmp")]
+    assert main(["upscale", "-i", *inputs, "-o", str(tmp_path / "out"), "-m", model]) == 1
+    assert "is already the result of" in capsys.readouterr().err
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert image.size == (48, 36)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "expected"),
+    [
+        ("grey.jpg", [], ("JPEG", "L")),
+        ("rgb.webp", [], ("WEBP", "RGB")),
+        ("rgba.webp", [], ("WEBP", "RGBA")),
+        ("rgb.bmp", [], ("PNG", "RGB")),
+        ("deep.png", [], ("PNG", "I;16")),
+        ("rgba.png", ["--ext", "jpg", "--quality", "60"], ("JPEG", "RGB")),
+        ("rgb.jpg", ["--ext", "webp"], ("WEBP", "RGB")),
+    ],
+)
+def test_the_format_of_the_result(tmp_path, model, source, options, expected):
+    kind = source.partition(".")[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 4), np.uint8)
+    arrays = {"grey": pixels[:, :, 0], "rgb": pixels[:, :, :3], "rgba": pixels, "deep": pixels[:, :, 0] * np.uint16(99)}
+    Image.fromarray(np.ascontiguousarray(arrays[kind])).save(tmp_path / source)
+    assert main(["upscale", "-i", str(tmp_path / source), "-o", str(tmp_path / "out"), "-m", model, *options]) == 0
+    (result,) = (tmp_path / "out").iterdir()
+    with Image.open(result) as image:
+        assert (image.format, image.mode) == expected
+        assert image.size == (48, 36)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-i", "{album}/none.png", "-o", "{album}/out"], "there is no such file or folder"),
+        (["-i", "{album}/*.gif", "-o", "{album}/out"], "no file matches"),
+        (["-i", "{album}/sub/deep/none", "-o", "x"], "no such"),
+        (["-i", "{album}", "-o", "{album}/out.png"], "is one file, but there are"),
+        (["-i", "{album}/a.png", "-o", "{album}/out.gif"], "pictures are written as .png"),
+        (["-i", "{album}/a.png", "-o", "{album}/notes.txt"], "is a file"),
+        (["-i", "{album}/a.png", "-o", "{album}/x.png", "--ext", "jpg"], "another format than --ext jpg"),
+        (["-i", "{album}/a.png", "-o", "x", "-m", "none"], "no network of the zoo"),
+        (["-i", "{album}/a.png", "-o", "x", "-m", "{album}/notes.txt"], "notes.txt"),
+        (["-i", "{album}/a.png", "-o", "x", "--isa", "z80"], "z80"),
+    ],
+)
+def test_usage_that_cannot_work_is_code_2_and_says_why(album, model, capsys, arguments, message):
+    arguments = [word.format(album=album) for word in arguments]
+    if "-m" not in arguments:
+        arguments += ["-m", model]
+    before = _files(album)
+    assert main(["upscale", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert _files(album) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["-s 0", "-s 17", "-s x", "-t -1", "-t x", "-j 0", "--quality 101", "--max-megapixels 0", "--ext gif", "-q -v"],
+)
+def test_wrong_values_are_code_2(album, model, arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(["upscale", "-i", str(album / "a.png"), "-o", "x", "-m", model, *arguments.split()])
+    assert exit.value.code == 2
+
+
+def test_the_size_limit_can_be_raised(album, tmp_path, model, capsys):
+    arguments = ["upscale", "-i", str(album / "a.png"), "-o", str(tmp_path / "out"), "-m", model]
+    assert main([*arguments, "--max-megapixels", "0.0001"]) == 1
+    assert "exceed the limit of 0.0001 megapixels" in capsys.readouterr().err
+    assert main([*arguments, "--max-megapixels", "0.000108"]) == 0
+
+
+def test_an_unwritable_folder_fails_by_name_and_leaves_nothing(album, tmp_path, model, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("a file where a folder is needed")
+    assert main(["upscale", "-i", str(album), "-o", str(tmp_path / "out"), "-m", model, "--recursive"]) == 1
+    assert str(tmp_path / "out" / "sub") in capsys.readouterr().err
+    assert _files(tmp_path / "out") == ["a.png", "b.jpg", "sub"]
+
+
+def test_long_names_and_the_permissions_of_results(tmp_path, model):
+    name = "n" * 251 + ".png"  # 255 bytes, the longest that file systems take
+    _picture(tmp_path / name)
+    before = os.umask(0o027)
+    try:
+        assert main(["upscale", "-i", str(tmp_path / name), "-o", str(tmp_path / "out"), "-m", model, "-q"]) == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o640
+
+
+def test_quiet_prints_only_failures(album, tmp_path, model, capsys):
+    assert main(["upscale", "-i", str(album / "a.png"), "-o", str(tmp_path / "out"), "-m", model, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_is_one_moving_line():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with BatchProgress(files=2, pixels=3_000_000, stream=stream) as progress:
+        with progress.picture("first.png", 1_000_000):
+            progress.advance(1_000_000)
+        with progress.picture("broken.png", 2_000_000):
+            pass
+    text = stream.getvalue()
+    assert "1/2 first.png" in text and "2/2 broken.png" in text and "ETA" in text and "MP/s" in text
+    # What was not computed is no remaining work.
+    assert "1.00/1.00 MP" in text and "\n" not in text.rstrip("\n")
+
+
+def _many(folder: Path, count: int = 30) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        _picture(folder / f"{index:02d}.png", size=(90, 70))
+    return folder
+
+
+def _wait_for(condition, process: subprocess.Popen) -> None:
+    # Bounded by the process's own end: nothing here measures time.
+    while not condition() and process.poll() is None:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_run_leaves_whole_files_and_can_be_continued(tmp_path, model, sent, code):
+    source, out = _many(tmp_path / "in"), tmp_path / "out"
+    command = _command("-i", source, "-o", out, "-m", model, "--isa", "reference", "-t", 32, "--skip-existing")
+    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # An unfinished file is there: a hidden name beside at least two results.
+    _wait_for(lambda: out.exists() and len(list(out.glob("[0-9]*"))) > 1 and list(out.glob(".*")), process)
+    process.send_signal(sent)
+    assert process.wait(timeout=60) == code
+    visible = [path for path in out.iterdir() if path.name[0] != "."]
+    assert 2 <= len(visible) < 30
+    if sent != signal.SIGKILL:
+        assert not list(out.glob(".*"))
+    times = {path: path.stat().st_mtime_ns for path in visible}
+    assert main(["upscale", "-i", str(source), "-o", str(out), "-m", model, "-q", "--skip-existing"]) == 0
+    results = [path for path in out.iterdir() if path.name[0] != "."]
+    assert len(results) == 30
+    for path in results:
+        with Image.open(path) as image:
+            image.load()
+            assert image.size == (360, 280)
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+
+
+def test_concurrent_runs_into_one_folder_agree(tmp_path, model):
+    source, out = _many(tmp_path / "in", 8), tmp_path / "out"
+    command = _command("-i", source, "-o", out, "-m", model, "-q")
+    processes = [subprocess.Popen(command, env=_environment()) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert main(["upscale", "-i", str(source), "-o", str(tmp_path / "alone"), "-m", model, "-q"]) == 0
+    assert _files(out) == _files(tmp_path / "alone")
+    for name in _files(out):
+        assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_the_command_runs_without_torch(tmp_path, album, model):
+    blocked = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'torchvision', 'basicsr'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from bam_plugin.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", blocked, "upscale", "-i", album / "a.png", "-o", tmp_path / "x.png", "-m", model]
+    subprocess.run([str(word) for word in command], env=_environment(), check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "x.png").exists()
