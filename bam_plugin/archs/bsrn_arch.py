@@ -10,7 +10,7 @@ defaults are a trainable reading, and LITERAL holds the options that give the fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -18,8 +18,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from bam_plugin.nn.blocks import HPBBlock
+from bam_plugin.nn.layers import body_conv
+from bam_plugin.nn.methods import Method, make_method
 from bam_plugin.nn.upsampling import make_upsampler
 
+PARTS = ("head", "body_end", "upsampler", "tail")
 LITERAL: dict[str, Any] = {
     "identity": False,
     "beta": "spatial",
@@ -47,12 +50,18 @@ class BSRN(nn.Module):
         upsampler: `pixelshuffle` (paper) or `pixelshuffledirect` (1/20 of its cost), see make_upsampler.
         alpha: `one` or `learned`, the factors of the weight accumulation (BAMWeight).
         identity, beta, beta_statistic, beta_init, beta_offset, long_range, short_range, weight_gradient: see LBBlock.
-        activation_estimator: gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS.
+        activation_estimator: gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS (where the
+            activation side is `bn_sign`; the other sides take it from activation_options).
         output_scale, output_scale_init: learned factor after each binary convolution (`channel`, `scalar` or None),
             see BinaryConv2d.
         latent_gain: factor on the start of the latent weights, see BinaryConv2d.
         global_skip: `bilinear` or `bicubic` (the input, enlarged by torch's interpolation, is added to the output) or
             None (the figure).
+        binarizer: a name in bam_plugin.nn.METHODS whose two binarizers take the place of BAM's; the paths around the
+            convolutions stay those of the LB block. Weights are accumulated with `bam` only.
+        weight_binarizer, weight_options, activation_binarizer, activation_options: replace one side of the method.
+            Full-precision activations are refused: the body would have no nonlinearity.
+        binary_parts: any of `head`, `body_end`, `upsampler`, `tail`, binarized too.
     """
 
     def __init__(
@@ -79,8 +88,36 @@ class BSRN(nn.Module):
         output_scale_init: float = 0.1,
         latent_gain: float = 0.1,
         global_skip: str | None = "bilinear",
+        binarizer: str = "bam",
+        weight_binarizer: str | None = None,
+        weight_options: Mapping[str, Any] | None = None,
+        activation_binarizer: str | None = None,
+        activation_options: Mapping[str, Any] | None = None,
+        binary_parts: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        method = make_method(
+            binarizer,
+            weight=weight_binarizer,
+            weight_options=weight_options,
+            activation=activation_binarizer,
+            activation_options=activation_options,
+        )
+        if method.float_activations:
+            raise ValueError(
+                "activation_binarizer 'float' leaves the body of BSRN without a nonlinearity; use SRResNet or VDSR for "
+                "binary weights with full-precision activations"
+            )
+        if unknown := set(binary_parts) - set(PARTS):
+            raise ValueError(f"binary_parts must be some of {PARTS}, found {sorted(unknown)}")
+        conv_options = method.conv_options()
+        conv_options["weight_options"].pop("group_index", None)
+        if method.activation == "bn_sign":
+            conv_options["activation_options"].setdefault("estimator", activation_estimator)
+
+        def part(name: str) -> Method | None:
+            return method if name in binary_parts else None
+
         if global_skip not in (None, "bilinear", "bicubic"):
             raise ValueError(f"global_skip must be None, 'bilinear' or 'bicubic', found {global_skip!r}")
         if global_skip is not None and num_in_ch != num_out_ch:
@@ -90,7 +127,7 @@ class BSRN(nn.Module):
             )
         self.upscale = upscale
         self.global_skip = global_skip
-        self.head = nn.Sequential(nn.Conv2d(num_in_ch, num_feat, 3, padding=1), nn.ReLU())
+        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=part("head")), nn.ReLU())
         self.body = nn.Sequential(
             *(
                 HPBBlock(
@@ -106,7 +143,7 @@ class BSRN(nn.Module):
                     alpha=alpha,
                     weight_gradient=weight_gradient,
                     conv_options={
-                        "activation_options": {"estimator": activation_estimator},
+                        **conv_options,
                         "output_scale": output_scale,
                         "output_scale_init": output_scale_init,
                         "latent_gain": latent_gain,
@@ -115,8 +152,15 @@ class BSRN(nn.Module):
                 for _ in range(num_hpb)
             )
         )
-        self.body_end = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.upsampler = make_upsampler(upsampler, num_feat=num_feat, num_out_ch=num_out_ch, upscale=upscale)
+        self.body_end = body_conv(num_feat, num_feat, bias=True, method=part("body_end"))
+        self.upsampler = make_upsampler(
+            upsampler,
+            num_feat=num_feat,
+            num_out_ch=num_out_ch,
+            upscale=upscale,
+            stage_method=part("upsampler"),
+            tail_method=part("tail"),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve a batch."""

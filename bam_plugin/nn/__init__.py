@@ -1,28 +1,38 @@
 """The mathematics of binary super-resolution in PyTorch; knows nothing of BasicSR.
 
-sign.py: Sign and its straight-through estimators. accumulation.py: bit accumulation (BAM). binarizers.py: the tables of
-weight and activation binarizers. binary_conv.py: BinaryConv2d. blocks.py: LBBlock and HPBBlock.
+sign.py: Sign and its straight-through estimators. accumulation.py: bit accumulation (BAM); alpha.py: its eq. 6.
+weights.py, activations.py: the binarizers, binarizers.py: their tables. binary_conv.py: BinaryConv2d. methods.py: what
+papers put around a binary convolution. layers.py: BinaryLayer and BinaryChain. blocks.py: LBBlock and HPBBlock.
 """
 
 from bam_plugin.nn.accumulation import ActivationScale, accumulate_filters, normalize_filters
 from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS, BAMWeight, BatchNormSign
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.blocks import HPBBlock, LBBlock
+from bam_plugin.nn.layers import BinaryChain, BinaryLayer, RPReLU, body_conv
+from bam_plugin.nn.methods import METHODS, Method, make_method
 from bam_plugin.nn.sign import ESTIMATORS, clipped_sign, identity_sign, polynomial_sign, sign
 
 __all__ = [
     "ACTIVATION_BINARIZERS",
     "ESTIMATORS",
+    "METHODS",
     "WEIGHT_BINARIZERS",
     "ActivationScale",
     "BAMWeight",
     "BatchNormSign",
+    "BinaryChain",
     "BinaryConv2d",
+    "BinaryLayer",
     "HPBBlock",
     "LBBlock",
+    "Method",
+    "RPReLU",
     "accumulate_filters",
+    "body_conv",
     "clipped_sign",
     "identity_sign",
+    "make_method",
     "normalize_filters",
     "polynomial_sign",
     "sign",

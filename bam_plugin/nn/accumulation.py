@@ -28,7 +28,7 @@ def normalize_filters(weight: Tensor, eps: float = WEIGHT_NORM_EPS) -> Tensor:
 
 
 def accumulate_filters(latent: Tensor, previous: Sequence[Tensor], alpha: Tensor | None) -> Tensor:
-    """a_1 W_1 + ... + a_n W_n with W_n = `latent` and `previous` = (W_1, ..., W_{n-1}), all of one shape (O, I, kh, kw).
+    """a_1 W_1 + ... + a_n W_n with W_n = `latent`, `previous` = (W_1, ..., W_{n-1}), all (O, I, kh, kw).
 
     `alpha` has n elements; None stands for ones (the paper's W1). The sum runs from W_1 to W_n.
     """
@@ -78,7 +78,7 @@ class ActivationScale(nn.Module):
         self.scale = None if mode == "one" else nn.Parameter(torch.tensor(float(init)))
 
     def forward(self, activation: Tensor) -> Tensor:
-        """b * `activation`, of the shape of `activation` (N, C, H, W)."""
+        """The product b * `activation`, of the shape of `activation` (N, C, H, W)."""
         if self.mode == "one":
             # A factor of exactly 1 costs a whole pass over the map: leave it out.
             return activation if self.offset == 1.0 else activation * self.offset
@@ -91,4 +91,5 @@ class ActivationScale(nn.Module):
         return activation * factor
 
     def extra_repr(self) -> str:
+        """The options that `print` shows."""
         return f"mode={self.mode}, statistic={self.statistic}, offset={self.offset}"

@@ -28,7 +28,8 @@ class BinaryConv2d(nn.Module):
         activation_binarizer, activation_options: a name in ACTIVATION_BINARIZERS and keywords of its constructor.
         output_scale: None (the paper), `scalar` (one learned factor per convolution) or `channel` (one per output
             channel) that multiplies the output; needed where many convolutions add into one identity path.
-        output_scale_init: the factor's value at the start.
+        output_scale_init: the factor's value at the start, for weights whose scale follows the latents; where the scale
+            is 1 (bnn) the factor starts at this times E|W|, so that one value suits all binarizers.
         latent_gain: factor on the latents' Kaiming start. Only their signs and E|W| count, so it sets how many steps of
             the learning rate a sign flip takes: large latents hardly flip at all (see docs/training.md).
 
@@ -76,7 +77,10 @@ class BinaryConv2d(nn.Module):
             num_feat=in_channels, **(activation_options or {})
         )
         factors = {None: 0, "scalar": 1, "channel": out_channels}[output_scale]
-        self.output_scale = nn.Parameter(torch.full((factors,), float(output_scale_init))) if factors else None
+        start = float(output_scale_init)
+        if not self.binarize_weight.scaled:
+            start *= float(self.weight.detach().abs().mean())
+        self.output_scale = nn.Parameter(torch.full((factors,), start)) if factors else None
 
     def decompose(self, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
         """What a packed file stores: [(signs (O, I, kh, kw) in {-1, +1}, scale (O,) with the output scale in it)]."""
@@ -99,7 +103,7 @@ class BinaryConv2d(nn.Module):
         return out if magnitude is None else out * self._window_mean(magnitude)
 
     def _evaluate(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
-        """Sum over activation bases n and weight bases m (m runs first) of scale_m factor_n dot, times the magnitude."""
+        """Sum over activation bases n and weight bases m (m first) of scale_m factor_n dot, times the magnitude."""
         magnitude = None
         if self.binarize_activation.has_magnitude:
             signs_in, magnitude = self.binarize_activation.split(x)

@@ -30,7 +30,7 @@ class LBBlock(nn.Module):
         long_range: accumulate the 3x3 filters over the earlier LB blocks of the HPB block.
         short_range: accumulate the filters of the two 1x1 convolutions.
         position: index of this block in its HPB block, 0-based.
-        alpha, weight_gradient: the options `alpha` and `gradient` of BAMWeight.
+        alpha, weight_gradient: the options `alpha` and `gradient` of BAMWeight, where the weights are binarized by it.
         conv_options: further keywords of the three BinaryConv2d.
     """
 
@@ -55,14 +55,16 @@ class LBBlock(nn.Module):
         self.long_range = long_range
         self.short_range = short_range
 
+        options = dict(conv_options or {})
+        bam = options.get("weight_binarizer", "bam") == "bam"
+
         def conv(kernel_size: int, group_index: int) -> BinaryConv2d:
-            weight_options = {"alpha": alpha, "gradient": weight_gradient, "group_index": group_index}
+            weight_options = {"alpha": alpha, "gradient": weight_gradient, "group_index": group_index} if bam else {}
             return BinaryConv2d(
                 in_channels=num_feat,
                 out_channels=num_feat,
                 kernel_size=kernel_size,
-                weight_options=weight_options,
-                **(conv_options or {}),
+                **{**options, "weight_options": {**weight_options, **options.get("weight_options", {})}},
             )
 
         self.conv3 = conv(3, position if long_range else 0)

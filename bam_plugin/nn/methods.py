@@ -1,0 +1,118 @@
+"""The published methods as combinations: two binarizers and what the paper puts around the convolution.
+
+A method is data, so that any part of it can be replaced: `make_method("bam", activation="float")` has BAM's weights and
+full-precision activations. E2FIF and BBCU bring no weight binarizer of their own; what makes them is the way of
+skips, normalization and RPReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How one binary convolution of a body is made."""
+
+    weight: str
+    """Name in WEIGHT_BINARIZERS."""
+    activation: str
+    """Name in ACTIVATION_BINARIZERS."""
+    source: str
+    """Where it comes from."""
+    weight_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the weight binarizer, without group_index."""
+    activation_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the activation binarizer, without num_feat."""
+    accumulate: bool = False
+    """Whether the activations of a group are accumulated (eq. 9)."""
+    norm: bool = False
+    """BatchNorm2d after the convolution."""
+    skip: bool = False
+    """Full-precision identity path around the convolution."""
+    rprelu: str | None = None
+    """RPReLU `before` or `after` the identity path is added, or None."""
+
+    @property
+    def float_activations(self) -> bool:
+        """Whether only the weights are binary."""
+        return ACTIVATION_BINARIZERS[self.activation].alphabet is None
+
+    def conv_options(self, group_index: int = 0) -> dict[str, Any]:
+        """Keywords for BinaryConv2d at this 0-based position of an accumulation group."""
+        weight_options = dict(self.weight_options)
+        if WEIGHT_BINARIZERS[self.weight].accumulates:
+            weight_options["group_index"] = group_index
+        return {
+            "weight_binarizer": self.weight,
+            "weight_options": weight_options,
+            "activation_binarizer": self.activation,
+            "activation_options": dict(self.activation_options),
+        }
+
+
+METHODS: dict[str, Method] = {
+    "bam": Method(
+        weight="bam", activation="bn_sign", accumulate=True, source="Xin et al., ECCV 2020: bit accumulation in groups"
+    ),
+    "bnn": Method(weight="bnn", activation="bn_sign", source="Hubara et al., NeurIPS 2016"),
+    "dorefa": Method(weight="dorefa", activation="dorefa", source="Zhou et al., arXiv 1606.06160, W1A1"),
+    "abc": Method(weight="abc", activation="abc", source="Lin et al., NeurIPS 2017, 3 weight bases, 1 activation base"),
+    "xnor": Method(weight="xnor", activation="xnor", source="Rastegari et al., ECCV 2016"),
+    "bireal": Method(weight="bireal", activation="sign", norm=True, skip=True, source="Liu et al., ECCV 2018"),
+    "react": Method(
+        weight="react", activation="rsign", norm=True, skip=True, rprelu="after", source="Liu et al., ECCV 2020"
+    ),
+    "e2fif": Method(
+        weight="react",
+        activation="sign",
+        norm=True,
+        skip=True,
+        source="Song et al., TIP 2023: normalization and an identity path around every convolution",
+    ),
+    "bbcu": Method(
+        weight="react",
+        activation="rsign",
+        skip=True,
+        rprelu="before",
+        source="Xia et al., ICLR 2023: no normalization, RPReLU inside the identity path",
+    ),
+}
+
+
+def make_method(
+    name: str,
+    *,
+    weight: str | None = None,
+    weight_options: Mapping[str, Any] | None = None,
+    activation: str | None = None,
+    activation_options: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Method:
+    """The method `name` with replaced parts.
+
+    Options of a side are added to those of the method; where the side itself is replaced, the method's options of that
+    side are dropped. `changes` are further fields of Method; a value of None leaves the field as it is.
+    """
+    if name not in METHODS:
+        raise ValueError(f"binarizer must be one of {tuple(METHODS)}, found {name!r}")
+    method = METHODS[name]
+    sides = {
+        "weight": (weight, weight_options, WEIGHT_BINARIZERS),
+        "activation": (activation, activation_options, ACTIVATION_BINARIZERS),
+    }
+    updates = {key: value for key, value in changes.items() if value is not None}
+    for side, (choice, options, table) in sides.items():
+        if choice is not None and choice not in table:
+            raise ValueError(f"{side}_binarizer must be one of {tuple(table)}, found {choice!r}")
+        replaced = choice is not None and choice != getattr(method, side)
+        updates[side] = choice or getattr(method, side)
+        updates[f"{side}_options"] = {
+            **({} if replaced else getattr(method, f"{side}_options")),
+            **(options or {}),
+        }
+    return replace(method, **updates)
