@@ -19,6 +19,8 @@ COMMANDS = {
     "train": "train a network from an option file (BasicSR's train pipeline)",
     "test": "test a network from an option file (BasicSR's test pipeline)",
     "profile": "count parameters, MACs, operations and packed size of a network",
+    "optimizers": "list the optimizers that an option file can name",
+    "prepare": "prepare training sets and benchmarks: LR images, sub-images, LMDBs",
     "convert": "convert a training checkpoint to a bit-packed file",
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",
