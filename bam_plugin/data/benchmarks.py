@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from bam_plugin.data.images import IMAGE_SUFFIXES, encode_png, read_image, unique_keys
+from bam_plugin.data.job import Job, fingerprint, refuse_existing
 from bam_plugin.data.pairs import TooSmallError, downscale
-from bam_plugin.data.prepare import fingerprint
 from bam_plugin.data.resize import mod_crop
 from bam_plugin.data.runner import LeftOut, run_job
-from bam_plugin.data.storage import Entry, Job, refuse_existing
+from bam_plugin.data.storage import Entry
 from bam_plugin.errors import BamError
 
 # Name -> (other names in use, number of images).
@@ -90,8 +90,6 @@ def find_hr_images(folder: str | os.PathLike) -> dict[str, Path]:
         hr_folder = next((by_name[name.lower()] for name in _HR_FOLDERS if name.lower() in by_name), None)
         if hr_folder is not None:
             candidates = _hr_files(hr_folder)
-            if hr_folder.name.lower().startswith("gtmod"):
-                _logger.warning("%s holds images that were cut already: numbers may deviate a little", hr_folder)
     if not candidates:
         raise BamError(
             f"no HR images found in {folder}: expected image files in it, or in a folder {', '.join(_HR_FOLDERS)}, "
@@ -129,6 +127,8 @@ def prepare_benchmark(
         refuse_existing(path for pair in outputs.values() for path in pair.values())
     images = find_hr_images(folder)
     keys = {path: key for key, path in images.items()}
+    if any(path.parent.name.lower().startswith("gtmod") for path in keys):
+        _logger.warning("%s holds images that were cut already: numbers may deviate a little", folder)
     result = PreparedBenchmark(name, target, tuple(missing))
 
     def work(path: Path) -> dict[str, list[Entry]]:
@@ -139,7 +139,7 @@ def prepare_benchmark(
     places = {key: path for s in missing for key, path in outputs[s].items()}
     with Job(work=work_folder, outputs=places, settings=settings) as job:
         result.left_out = run_job(job, paths, work, label=name, workers=workers, progress=progress)
-        result.images = len(job.shapes[f"GTmod{missing[0]}"]) or len(paths)
+        result.images = len(job.shapes[f"GTmod{missing[0]}"])
     expected = BENCHMARKS.get(name, ((), result.images))[1]
     if result.images != expected:
         _logger.warning("%s has %d images, expected %d: its mean is not comparable", name, result.images, expected)

@@ -6,21 +6,26 @@ classical small sets. Images that cannot be read are reported and left out; the 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from bam_plugin._files import atomic_path
 from bam_plugin.data.images import list_images, read_image, unique_keys
+from bam_plugin.data.job import Job, fingerprint, refuse_existing
+from bam_plugin.data.overlap import Overlap, find_overlaps
 from bam_plugin.data.pairs import Grid, TooSmallError, common_modulus, make_pairs
 from bam_plugin.data.runner import LeftOut, run_job
-from bam_plugin.data.storage import Entry, Job, check_space, refuse_existing
+from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space
 from bam_plugin.errors import BamError
 
+# The folders of `prepare_classic`.
+_CLASSIC = {"train": ("T91", "BSDS400", "CC0_photos"), "valid": ("DIV2K_valid_crop256",)}
 # Images encoded beforehand to estimate the bytes on disk, spread over the set.
 _SAMPLED = 3
 _SPACE_MARGIN = 1.15
@@ -30,12 +35,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparedSet:
-    """What was written: `hr` and `lr[scale]` (LMDBs or folders), the number of pairs, and the images left out."""
+    """What was written: `hr` and `lr[scale]` (LMDBs or folders), the number of pairs, the images left out, and those
+    that are in a benchmark too.
+    """
 
     hr: Path
     lr: dict[int, Path]
     pairs: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
+    overlaps: list[Overlap] = field(default_factory=list)
 
 
 def prepare_training_set(
@@ -49,26 +57,49 @@ def prepare_training_set(
     min_size: int = 0,
     store: str = "lmdb",
     lr_images: dict[int, dict[Path, Path]] | None = None,
+    benchmarks: Sequence[str | os.PathLike] = (),
+    drop_overlaps: bool = False,
     workers: int | None = None,
     progress: bool = True,
 ) -> PreparedSet:
     """Write `images` as HR sub-images and bicubic LR sub-images below `root`.
 
-    As LMDBs (`store="lmdb"`): NAME_HR_sub.lmdb and NAME_LR_bicubic_X4_sub.lmdb; as folders (`store="folder"`):
-    NAME_HR_sub and NAME_LR_bicubic/X4_sub; without `_sub` when `crop_size` is None (whole images). Keys and file names
-    are equal in HR and LR. `crop_size` and `step` are HR pixels. Images whose shorter side is below `min_size` (or 12)
-    are skipped. `lr_images[scale][hr_path]` names LR images that exist already. `workers` threads (default: one per
-    core). Progress with the time left goes to standard error.
+    As LMDBs (`store="lmdb"`): NAME_HR_sub.lmdb and NAME_LR_bicubic_X4_sub.lmdb. As folders (`store="folder"`):
+    NAME_HR_sub and NAME_LR_bicubic/X4_sub, and meta_info_NAME_HR_sub_GT.txt for BasicSR's `meta_info_file`. Without
+    `_sub` when `crop_size` is None (whole images). Keys and file names are equal in HR and LR.
+
+    Args:
+        images: HR image files.
+        root: folder of the results.
+        name: NAME of the set.
+        scales: whole numbers of at least 2.
+        crop_size: side of the sub-images, HR pixels, a multiple of 12; None keeps whole images.
+        step: from one sub-image to the next, HR pixels, a multiple of 12, at most `crop_size`.
+        store: "lmdb" or "folder".
+        min_size: images with a shorter side than this (or 12) are skipped.
+        lr_images: `lr_images[scale][hr_path]` names LR images that exist already.
+        benchmarks: folders with benchmarks; images that show a part of an image in them are warned of.
+        drop_overlaps: leave such images out.
+        workers: threads, one per core by default.
+        progress: show it, with the time left, on standard error.
 
     A killed run is resumed by the same call. Raises AlreadyPreparedError when a result exists, StorageError when the
     disk has no room, BamError when no image is usable.
     """
-    paths = [Path(path) for path in images]
-    if not paths:
-        raise BamError("expected at least one image to prepare, found none.")
+    paths = list(dict.fromkeys(Path(path) for path in images))
     root = Path(root)
     grid = Grid(crop_size=crop_size, step=step, modulus=common_modulus(scales), min_size=min_size)
     result = _places(root, name, scales, whole=crop_size is None, store=store)
+    outputs = {"HR": result.hr, **{f"X{scale}": path for scale, path in result.lr.items()}}
+    work_folder = root / f".{name}.partial"
+    if not work_folder.exists():
+        refuse_existing(outputs.values())
+    result.overlaps = _warn_of_overlaps(paths, benchmarks, workers, progress)
+    if drop_overlaps:
+        found = {overlap.image for overlap in result.overlaps}
+        paths = [path for path in paths if path not in found]
+    if not paths:
+        raise BamError("expected at least one image to prepare, found none.")
     keys = unique_keys(paths)
 
     def work(path: Path) -> dict[str, list[Entry]]:
@@ -83,68 +114,86 @@ def prepare_training_set(
         "store": store,
         "images": fingerprint([*paths, *(lr for table in (lr_images or {}).values() for lr in table.values())]),
     }
-    work_folder = root / f".{name}.partial"
-    outputs = {"HR": result.hr, **{f"X{scale}": path for scale, path in result.lr.items()}}
     if not work_folder.exists():
-        refuse_existing(outputs.values())
         check_space(root, _bytes_on_disk(paths, work, bounds))
     with Job(work=work_folder, outputs=outputs, settings=settings, map_bytes=bounds, entries=entries) as job:
         result.left_out = run_job(job, paths, work, label=name, workers=workers, progress=progress)
-        result.pairs = len(job.shapes["HR"])
+        shapes = job.shapes["HR"]
+    result.pairs = len(shapes)
+    if store == "folder":
+        lines = [f"{key}.png ({h},{w},{c})\n" for key, (h, w, c) in sorted(shapes.items())]
+        with atomic_path(root / f"meta_info_{result.hr.name}_GT.txt") as temporary:
+            temporary.write_text("".join(lines))
     return result
 
 
 def prepare_div2k(
     root: str | os.PathLike,
-    output: str | os.PathLike | None = None,
+    output: str | os.PathLike,
     *,
     scales: Sequence[int] = (2, 3, 4),
     crop_size: int | None = 480,
-    step: int = 240,
-    store: str = "lmdb",
-    workers: int | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> list[PreparedSet]:
-    """Prepare DIV2K from the folders as it ships below `root`, into `output` (default: `root`).
+    """Prepare DIV2K from the folders as it ships below `root`, into `output`.
 
-    Expected: DIV2K_train_HR; DIV2K_valid_HR when validation is wanted. LR images are taken from
-    DIV2K_{train,valid}_LR_bicubic/X{2,3,4} (`0001x2.png`) where these folders exist, and made by MATLAB's bicubic where
-    they do not. The training set is cut into sub-images, the validation set is kept whole. A part that is prepared
-    already is left as it is; when nothing is left to do AlreadyPreparedError is raised.
+    Expected: DIV2K_train_HR, DIV2K_valid_HR or both. LR images are taken from DIV2K_{train,valid}_LR_bicubic/X{2,3,4}
+    (`0001x2.png`) where these folders exist, and made by MATLAB's bicubic where they do not. The training set is cut
+    into sub-images, the validation set is kept whole. A part that is prepared already is left as it is; when nothing
+    is left to do AlreadyPreparedError is raised. `options`: the others of `prepare_training_set`.
     """
     root = Path(root)
-    output = root if output is None else Path(output)
     parts = [part for part in ("train", "valid") if (root / f"DIV2K_{part}_HR").is_dir()]
     if not parts:
         raise BamError(
-            f"expected the folder DIV2K_train_HR or DIV2K_valid_HR in {root}: unpack DIV2K's archives there."
+            f"expected the folder DIV2K_train_HR or DIV2K_valid_HR in {root}, found neither: "
+            "unpack DIV2K's archives there."
         )
-    sets, present = [], []
+
+    def prepare(part: str) -> PreparedSet:
+        paths = list_images(root / f"DIV2K_{part}_HR")
+        given = {scale: _given_lr(root, part, scale, paths) for scale in scales}
+        size = crop_size if part == "train" else None
+        return prepare_training_set(
+            paths, output, name=f"DIV2K_{part}", scales=scales, crop_size=size, lr_images=given, **options
+        )
+
+    return _prepare_parts(prepare, parts)
+
+
+def prepare_classic(
+    root: str | os.PathLike, output: str | os.PathLike, *, scales: Sequence[int] = (2, 3, 4), **options: Any
+) -> list[PreparedSet]:
+    """Prepare the small classical sets below `root`, for those who do not have DIV2K.
+
+    T91, BSDS400 and CC0_photos (those that are there) become the whole-image LMDBs train_HR.lmdb and
+    train_LR_bicubic_X4.lmdb in `output`, DIV2K_valid_crop256, when there, valid_HR.lmdb and so on. Otherwise as
+    `prepare_div2k`.
+    """
+    root = Path(root)
+    parts = {part: [root / name for name in names if (root / name).is_dir()] for part, names in _CLASSIC.items()}
+    if not parts["train"]:
+        raise BamError(f"expected one of the folders {', '.join(_CLASSIC['train'])} in {root}, found none.")
+
+    def prepare(part: str) -> PreparedSet:
+        paths = [path for folder in parts[part] for path in list_images(folder)]
+        return prepare_training_set(paths, output, name=part, scales=scales, crop_size=None, **options)
+
+    return _prepare_parts(prepare, [part for part, folders in parts.items() if folders])
+
+
+def _prepare_parts(prepare: Callable[[str], PreparedSet], parts: Sequence[str]) -> list[PreparedSet]:
+    """Prepare each part that is not there yet; raises AlreadyPreparedError when all are."""
+    prepared, present = [], []
     for part in parts:
-        part_crop = crop_size if part == "train" else None
-        name = f"DIV2K_{part}"
-        hr = _places(output, name, scales, whole=part_crop is None, store=store).hr
-        if hr.exists() and not (output / f".{name}.partial").exists():
-            present.append(hr)
-            continue
-        paths = list_images(root / f"{name}_HR")
-        sets.append(
-            prepare_training_set(
-                paths,
-                output,
-                name=name,
-                scales=scales,
-                crop_size=part_crop,
-                step=step,
-                store=store,
-                lr_images={scale: _given_lr(root, part, scale, paths) for scale in scales},
-                workers=workers,
-                progress=progress,
-            )
-        )
-    if not sets:
-        refuse_existing(present)
-    return sets
+        try:
+            prepared.append(prepare(part))
+        except AlreadyPreparedError as error:
+            _logger.info("%s", error)
+            present.append(error)
+    if not prepared:
+        raise present[0]
+    return prepared
 
 
 def _given_lr(root: Path, part: str, scale: int, hr_paths: Sequence[Path]) -> dict[Path, Path]:
@@ -173,6 +222,15 @@ def _given_lr(root: Path, part: str, scale: int, hr_paths: Sequence[Path]) -> di
             )
         table[path] = lr
     return table
+
+
+def _warn_of_overlaps(
+    paths: Sequence[Path], benchmarks: Sequence[str | os.PathLike], workers: int | None, progress: bool
+) -> list[Overlap]:
+    overlaps = find_overlaps(paths, benchmarks, workers=workers, progress=progress)
+    for overlap in overlaps:
+        _logger.warning("%s shows a part of the benchmark image %s", overlap.image, overlap.benchmark)
+    return overlaps
 
 
 def _places(root: Path, name: str, scales: Sequence[int], *, whole: bool, store: str) -> PreparedSet:
@@ -221,15 +279,3 @@ def _bytes_on_disk(
 
 def _factors(scales: Sequence[int]) -> dict[str, int]:
     return {"HR": 1, **{f"X{scale}": scale for scale in scales}}
-
-
-def fingerprint(paths: Iterable[Path]) -> str:
-    """Changes when an image is added, removed, replaced or touched."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            stat = path.stat()
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        except OSError:
-            digest.update(f"{path}\0missing\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bam_plugin.data.job import Job
 from bam_plugin.data.pairs import TooSmallError
-from bam_plugin.data.storage import Entry, Job, StorageError
+from bam_plugin.data.storage import Entry, StorageError
 from bam_plugin.errors import BamError
 
 
