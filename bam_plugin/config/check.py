@@ -8,7 +8,6 @@ model or dataset reads in its source.
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from bam_plugin.config.problems import KeyPath, Problem, suggest
 from bam_plugin.config.schema import (
     PATH_KEYS,
     SECTIONS,
+    BinaryTrain,
     Distributed,
     Logger,
     Options,
@@ -27,11 +27,10 @@ from bam_plugin.config.schema import (
 )
 from bam_plugin.config.signatures import check_struct, check_typed
 from bam_plugin.config.sources import keys_read_by
+from bam_plugin.config.training import check_training, in_iterations
 
-# What BasicSR's SRModel and its relatives call these functions with, besides the options.
+# What BasicSR's models call metrics with, besides the options.
 _METRIC_INPUTS = ("img", "img2")
-_OPTIMIZER_INPUTS = ("params",)
-_SCHEDULER_INPUTS = ("optimizer", "last_epoch")
 # What BasicSR's parser writes into the options and its classes read back; nothing that a file may set.
 _INTERNAL = {"auto_resume", "dist", "is_train", "rank", "root_path", "world_size"}
 _INTERNAL_PATHS = {"experiments_root", "log", "models", "results_root", "training_states", "visualization"}
@@ -76,22 +75,30 @@ def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[
         names = {key.removesuffix("_g") + f"_{letter}" for key in PATH_KEYS if key.endswith("_g") for letter in letters}
         names |= {*PATH_KEYS, *reads.get("path", frozenset())} - _INTERNAL_PATHS
         yield from check_paths(options["path"], names, files=files, elsewhere=_place_of)
-    yield from _check_sections(options, is_train, reads)
-    if is_train and isinstance(options.get("train"), Mapping):
-        yield from _check_training(options["train"], reads.get("train", frozenset()))
+    ours = model is not None and model.__module__.startswith("bam_plugin.")
+    train = options.get("train")
+    if is_train and isinstance(train, Mapping):
+        if ours:
+            train, problems = in_iterations(train)
+            yield from problems
+            options = {**options, "train": train}
+        yield from check_training(train, reads.get("train", frozenset()), ours=ours, elsewhere=_place_of)
+    yield from _check_sections(options, is_train, reads, BinaryTrain if ours else Train)
     if isinstance(options.get("val"), Mapping):
         yield from _check_metrics(options["val"].get("metrics"))
-        silent = is_train or model is None or not model.__module__.startswith("basicsr.")
+        silent = is_train or ours or model is None
         if options["val"].get("save_img") and "suffix" not in options["val"] and not silent:
             yield Problem(("val", "suffix"), f"is missing; {options['model_type']} needs it with save_img: write ~")
     yield from _check_device(options.get("num_gpu"))
 
 
-def _check_sections(options: Mapping[str, Any], is_train: bool, reads: dict[str, frozenset[str]]) -> Iterator[Problem]:
+def _check_sections(
+    options: Mapping[str, Any], is_train: bool, reads: dict[str, frozenset[str]], train: type[Train]
+) -> Iterator[Problem]:
     """Sections that must or may be there, and their keys."""
     structs: dict[str, type] = {"dist_params": Distributed}
     if is_train:
-        structs.update(train=Train, logger=Logger, val=ValidationInTraining)
+        structs.update(train=train, logger=Logger, val=ValidationInTraining)
         required = ("train", "logger")
     else:
         structs.update(val=ValidationInTest)
@@ -138,67 +145,6 @@ def _check_construction(arch: Any, values: Mapping[str, Any], key: KeyPath) -> I
         yield Problem(key, f"{values['type']} cannot be built from these options: {error}")
 
 
-def _check_training(train: Mapping[str, Any], reads: frozenset[str]) -> Iterator[Problem]:
-    from basicsr.models import lr_scheduler
-    from basicsr.utils.registry import LOSS_REGISTRY
-
-    optimizers = _optimizers()
-    for name, value in train.items():
-        key = ("train", name)
-        known_name = name in reads or name in ("pixel_opt", "perceptual_opt", "optim_g")
-        if name.startswith("optim_") and known_name:
-            yield from check_typed(value, key, optimizers, given=_OPTIMIZER_INPUTS, elsewhere=_place_of)
-        elif name.endswith("_opt") and known_name and isinstance(value, Mapping) and "type" in value:
-            yield from check_typed(value, key, dict(iter(LOSS_REGISTRY)), elsewhere=_place_of)
-    if "pixel_opt" in reads and not (train.get("pixel_opt") or train.get("perceptual_opt")):
-        yield Problem(("train", "pixel_opt"), "is missing; a training needs a loss, such as {type: L1Loss}")
-    schedulers = {
-        name: scheduler
-        for name, scheduler in vars(lr_scheduler).items()
-        if inspect.isclass(scheduler) and name.endswith("RestartLR")
-    }
-    schedulers["MultiStepLR"] = lr_scheduler.MultiStepRestartLR
-    scheduler = train.get("scheduler")
-    problems = list(
-        check_typed(scheduler, ("train", "scheduler"), schedulers, given=_SCHEDULER_INPUTS, elsewhere=_place_of)
-    )
-    yield from problems
-    if not problems and isinstance(scheduler, Mapping):
-        yield from _check_periods(scheduler, train.get("total_iter"))
-
-
-def _check_periods(scheduler: Mapping[str, Any], total_iter: Any) -> Iterator[Problem]:
-    """Lengths that crash or silently change a schedule in the middle of a training."""
-    key = ("train", "scheduler")
-    pairs = (("periods", [1]), ("restarts", [0]))
-    for name, default in pairs:
-        weights = scheduler.get("restart_weights", [1])
-        values = scheduler.get(name, default)
-        if name in scheduler and isinstance(values, list) and isinstance(weights, list) and len(values) != len(weights):
-            yield Problem(
-                (*key, "restart_weights"), f"has {len(weights)} values for the {len(values)} of {name}; give one each"
-            )
-    periods = scheduler.get("periods")
-    if not isinstance(total_iter, int):
-        return
-    periods = [period for period in periods if isinstance(period, (int, float))] if isinstance(periods, list) else []
-    if periods and sum(periods) < total_iter:
-        yield Problem(
-            (*key, "periods"),
-            f"sum to {sum(periods)}, but train.total_iter is {total_iter}: the training would crash there; make them "
-            f"sum to {total_iter}, or set train.total_iter to {sum(periods)}",
-        )
-    milestones = scheduler.get("milestones")
-    if isinstance(milestones, list):
-        late = [each for each in milestones if isinstance(each, int) and each > total_iter]
-        if late and len(late) == len(milestones):
-            yield Problem(
-                (*key, "milestones"),
-                f"all of {milestones} lie after train.total_iter {total_iter}: the rate would never fall; lower them, "
-                "or write milestones: []",
-            )
-
-
 def _check_metrics(metrics: Any) -> Iterator[Problem]:
     from basicsr.utils.registry import METRIC_REGISTRY
 
@@ -230,19 +176,6 @@ def _check_device(num_gpu: Any) -> Iterator[Problem]:
             + ("" if present else " to use the CPU")
             + f", for one run by --force_yml num_gpu={present}",
         )
-
-
-def _optimizers() -> dict[str, Any]:
-    import torch
-
-    optimizers: dict[str, Any] = {
-        name: optimizer
-        for name, optimizer in vars(torch.optim).items()
-        if inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer)
-    }
-    optim = importlib.import_module("bam_plugin.optim")
-    optimizers.update(dict(iter(getattr(optim, "OPTIMIZER_REGISTRY", ()))))
-    return optimizers
 
 
 def _place_of(name: str) -> str | None:

@@ -12,9 +12,13 @@ from bam_plugin.config.signatures import check_struct, check_value, unknown_key
 from bam_plugin.config.sources import keys_read_by
 
 _PHASES = {True: ("train", "val"), False: ("test", "val")}
-_PAIRED = ("dataroot_gt", "dataroot_lq", "io_backend")
 _LOADER = ("num_worker_per_gpu", "batch_size_per_gpu")
-_AUGMENTATION = ("gt_size", "use_hflip", "use_rot")
+# Dataset -> what it cannot do without: always, and in training.
+_REQUIRED = {
+    "PairedImageDataset": (("dataroot_gt", "dataroot_lq", "io_backend"), ("gt_size", "use_hflip", "use_rot")),
+    "PairedPatchDataset": (("dataroot_gt", "dataroot_lq"), ("gt_size",)),
+    "BenchmarkDataset": (("dataroot_gt", "dataroot_lq"), ()),
+}
 
 
 def check_datasets(
@@ -53,10 +57,8 @@ def _check_dataset(
     reads = keys_read_by(dataset) if dataset is not None else {}
     # Datasets get their own part of the file as `opt`, so their keys have no section.
     yield from check_struct(values, Dataset, key, also=reads.get("", ()), elsewhere=elsewhere)
-    required = _LOADER if phase == "train" else ()
-    if name == "PairedImageDataset":
-        required += _PAIRED + (_AUGMENTATION if phase == "train" else ())
-    for each in required:
+    always, in_training = _REQUIRED.get(str(name), ((), ()))
+    for each in (*always, *in_training, *_LOADER) if phase == "train" else always:
         if values.get(each) is None:
             yield Problem((*key, each), f"is missing; {name} needs it for phase {phase}")
     gt_size = values.get("gt_size")
@@ -73,7 +75,9 @@ def _check_dataset(
 def check_data_files(values: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
     """Check that the folders and LMDBs of one dataset exist and are of the kind that its io_backend reads."""
     backend = values.get("io_backend")
-    backend = backend.get("type") if isinstance(backend, Mapping) else None
+    # The datasets of this package see from the path what it is.
+    ours = values.get("type") in ("PairedPatchDataset", "BenchmarkDataset")
+    backend = backend.get("type") if isinstance(backend, Mapping) and not ours else None
     for name in ("dataroot_gt", "dataroot_lq"):
         root = values.get(name)
         if isinstance(root, str):

@@ -134,13 +134,17 @@ def _construct(loader: yaml.SafeLoader, node: yaml.Node, key: KeyPath, path: Pat
     """The value of a node; notes the line of every key, and refuses keys that are given twice (YAML keeps the last)."""
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
-    explicit = [child.value for child, _ in node.value if child.tag != "tag:yaml.org,2002:merge"]
+    seen: set[str] = set()
+    for child, _ in node.value:
+        # What `<<` merges in may be overridden; what the mapping itself says twice is a mistake.
+        if child.tag != "tag:yaml.org,2002:merge" and child.value in seen:
+            where = f"{path}:{child.start_mark.line + 1}"
+            raise OptionsError(f"{where}: {'.'.join((*key, child.value))} is given twice; keep one")
+        seen.add(child.value)
     loader.flatten_mapping(node)
     values: dict[str, Any] = {}
     for child, value_node in node.value:
         name = str(loader.construct_object(child, deep=True))
-        if explicit.count(name) > 1:
-            raise OptionsError(f"{path}:{child.start_mark.line + 1}: {'.'.join((*key, name))} is given twice; keep one")
         child_key = (*key, name)
         origins[child_key] = f"{path}:{child.start_mark.line + 1}"
         values[name] = _construct(loader, value_node, child_key, path, origins)

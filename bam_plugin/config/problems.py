@@ -38,7 +38,12 @@ class OptionsError(BamError):
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was probably meant to be, or None."""
     by_lower = {candidate.lower().replace("-", "_"): candidate for candidate in names}
-    matches = difflib.get_close_matches(name.lower().replace("-", "_"), by_lower, n=1, cutoff=0.6)
+    wanted = name.lower().replace("-", "_")
+    matches = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.6)
+    # A short name that begins one valid name only (L1 for L1Loss) is too different in length for a close match.
+    begun = [candidate for candidate in by_lower if len(wanted) > 1 and candidate.startswith(wanted)]
+    if not matches and len(begun) == 1:
+        matches = begun
     return by_lower[matches[0]] if matches else None
 
 

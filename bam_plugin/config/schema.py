@@ -54,15 +54,39 @@ class Dataset(msgspec.Struct):
 
 
 class Train(msgspec.Struct):
-    """train: iterations, optimizer, scheduler and losses."""
+    """train: iterations, optimizer, scheduler and losses, after epochs are turned into iterations."""
 
     total_iter: Positive
     optim_g: Typed
     scheduler: Typed
     warmup_iter: int = -1
+    iters_per_epoch: Positive = 1000
     ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     pixel_opt: Typed | None = None
     perceptual_opt: Typed | None = None
+
+
+class Watch(msgspec.Struct):
+    """train.watch of BinarySRModel."""
+
+    nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: NotNegative = 10
+    plateau: Literal["warn", "stop"] | None = None
+    plateau_window: Positive = 1000
+    plateau_patience: Positive = 10
+    plateau_gain: Annotated[float, Meta(ge=0)] = 0.001
+
+
+class BinaryTrain(Train):
+    """train of BinarySRModel."""
+
+    precision: Literal["float32", "bf16", "bf16_all"] = "float32"
+    channels_last: bool = False
+    accumulate: Positive = 1
+    grad_clip: Annotated[float, Meta(gt=0)] | None = None
+    sync_bn: bool = False
+    health_freq: NotNegative = 0
+    watch: Watch | None = None
 
 
 class ValidationInTraining(msgspec.Struct):
@@ -127,6 +151,9 @@ class Options(msgspec.Struct):
     find_unused_parameters: bool = False
 
 
+OPTIMIZER_KEYS = ("lr_mult", "latent_clip", "rules", "others")
+"""Keys of train.optim_g that the optimizers of this package take beside the arguments of the class."""
+
 PATH_KEYS = ("pretrain_network_g", "strict_load_g", "param_key_g", "resume_state", "ignore_resume_networks")
 """Keys of path that every model reads; BasicSR makes a folder of any other key. Further networks have the same with
 their own letter."""
@@ -134,7 +161,7 @@ their own letter."""
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "": Options,
     "datasets.train": Dataset,
-    "train": Train,
+    "train": BinaryTrain,
     "val": ValidationInTraining,
     "logger": Logger,
     "dist_params": Distributed,

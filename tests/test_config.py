@@ -1,0 +1,276 @@
+"""Option files: every mistake is named by its full key and place, and files expand to what BasicSR's parser reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from training_options import tiny_options, write_options
+
+from bam_plugin.config import OptionsError, load_options, prepare_arguments, read_options
+
+
+def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`options` with dotted keys set, or removed where the value is None."""
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        section = options
+        for name in parents:
+            section = section.setdefault(name, {})
+        if value is None:
+            section.pop(last)
+        else:
+            section[last] = value
+    return options
+
+
+def problems(path: str, **keywords: Any) -> dict[str, str]:
+    """Key -> message of everything that is wrong in the file."""
+    with pytest.raises(OptionsError) as raised:
+        load_options(path, **{"is_train": True, **keywords})
+    return {".".join(problem.key): problem.message for problem in raised.value.problems}
+
+
+def test_a_good_file_passes_unchanged(tiny_pairs: Any, tmp_path: Path) -> None:
+    options = tiny_options(tiny_pairs)
+    assert load_options(write_options(options, tmp_path / "good.yml"), is_train=True).values == options
+
+
+MISTAKES = [
+    # Misspelt, misplaced and invented keys, section by section.
+    ({"model_typ": "SRModel"}, "model_typ", "did you mean model_type?"),
+    ({"lr": 1.0e-4}, "lr", "belongs to train.optim_g"),
+    ({"train.val_freq": 10}, "train.val_freq", "belongs to val"),
+    ({"val.print_freq": 10}, "val.print_freq", "belongs to logger"),
+    ({"network_g.crop_border": 4}, "network_g.crop_border", "belongs to val.metrics"),
+    ({"train.ema_deca": 0.9}, "train.ema_deca", "did you mean ema_decay?"),
+    ({"train.optim_g.beta": [0.5, 0.9]}, "train.optim_g.beta", "did you mean betas?"),
+    ({"train.scheduler.period": [20]}, "train.scheduler.period", "did you mean periods?"),
+    ({"train.pixel_opt.los_weight": 1.0}, "train.pixel_opt.los_weight", "did you mean loss_weight?"),
+    ({"train.watch": {"nonfinit": "skip"}}, "train.watch.nonfinit", "did you mean nonfinite?"),
+    ({"datasets.train.use_flip": True}, "datasets.train.use_flip", "did you mean use_hflip?"),
+    ({"datasets.train.io_backend.kind": "lmdb"}, "datasets.train.io_backend.kind", "valid here"),
+    ({"datasets.vall": {}}, "datasets.vall", "train, val or val_N"),
+    ({"network_g.num_featt": 8}, "network_g.num_featt", "did you mean num_feat?"),
+    ({"val.metrics.psnr.test_y_chanel": True}, "val.metrics.psnr.test_y_chanel", "did you mean test_y_channel?"),
+    ({"path.pretrain_network": "x.pth"}, "path.pretrain_network", "did you mean pretrain_network_g?"),
+    ({"logger.print_frequency": 5}, "logger.print_frequency", "did you mean print_freq?"),
+    # Names that nothing is registered under.
+    ({"model_type": "BinarySRModl"}, "model_type", "did you mean BinarySRModel?"),
+    ({"network_g.type": "BRSN"}, "network_g.type", "did you mean BSRN?"),
+    ({"datasets.train.type": "PairedImgDataset"}, "datasets.train.type", "did you mean PairedImageDataset?"),
+    ({"train.optim_g.type": "BinaryAdm"}, "train.optim_g.type", "did you mean BinaryAdam?"),
+    ({"train.scheduler": {"type": "CosinLR"}}, "train.scheduler.type", "did you mean CosineLR?"),
+    ({"train.pixel_opt.type": "L1"}, "train.pixel_opt.type", "did you mean L1Loss?"),
+    ({"val.metrics.psnr.type": "psnr"}, "val.metrics.psnr.type", "calculate_psnr"),
+    # Wrong types and values.
+    ({"train.optim_g.lr": "2e-4"}, "train.optim_g.lr", "write 2.0e-4"),
+    ({"train.optim_g.lr_mult": 3, "train.optim_g.weight_decay": "0"}, "train.optim_g.weight_decay", "without quotes"),
+    ({"train.total_iter": "1e6"}, "train.total_iter", "write 1.0e+6"),
+    ({"train.ema_decay": 1.5}, "train.ema_decay", "< 1.0"),
+    ({"train.precision": "fp16"}, "train.precision", "'fp16'"),
+    ({"num_gpu": "two"}, "num_gpu", "'two'"),
+    ({"datasets.train.use_rot": "yes please"}, "datasets.train.use_rot", "`bool`"),
+    ({"datasets.train.batch_size_per_gpu": 0}, "datasets.train.batch_size_per_gpu", ">= 1"),
+    ({"network_g.num_feat": "8"}, "network_g.num_feat", "without quotes"),
+    ({"network_g.beta": "spatal"}, "network_g", "'spatal'"),
+    ({"val.metrics.psnr.crop_border": "4"}, "val.metrics.psnr.crop_border", "without quotes"),
+    ({"val.metrics.psnr.better": "bigger"}, "val.metrics.psnr.better", "higher or lower"),
+    ({"datasets.train.gt_size": 30}, "datasets.train.gt_size", "use 28"),
+    # What cannot work together.
+    ({"train.scheduler.periods": [15]}, "train.scheduler.periods", "sum to 15, but train.total_iter is 20"),
+    ({"train.scheduler.periods": [10, 10]}, "train.scheduler.restart_weights", "give one each"),
+    ({"train.scheduler": {"type": "MultiStepLR", "milestones": [30]}}, "train.scheduler.milestones", "never fall"),
+    ({"train.total_epochs": 3}, "train", "total_epochs and total_iter"),
+    ({"datasets.train.prefetch_mode": "cuda"}, "datasets.train.pin_memory", "must be true"),
+    # What is missing.
+    ({"train.total_iter": None}, "train.total_iter", "missing"),
+    ({"train.pixel_opt": None}, "train.pixel_opt", "needs a loss"),
+    ({"logger": None}, "logger", "a training needs it"),
+    ({"datasets.train": None}, "datasets.train", "missing"),
+    ({"datasets.train.gt_size": None}, "datasets.train.gt_size", "PairedPatchDataset needs it"),
+    ({"datasets.val.io_backend": None}, "datasets.val.io_backend", "PairedImageDataset needs it"),
+    ({"network_g.type": None}, "network_g.type", "registered types"),
+    ({"train.scheduler.periods": None}, "train.scheduler.periods", "no default"),
+    # Files.
+    ({"datasets.train.dataroot_gt": "nowhere/HR.lmdb"}, "datasets.train.dataroot_gt", "nowhere/HR.lmdb does not exist"),
+    ({"datasets.val.io_backend.type": "lmdb"}, "datasets.val.dataroot_gt", "must end in .lmdb"),
+    (
+        {"datasets.train.io_backend.type": "disk", "datasets.train.type": "RealESRGANPairedDataset"},
+        "datasets.train.dataroot_gt",
+        "set it to lmdb",
+    ),
+    ({"path.resume_state": "nowhere.state"}, "path.resume_state", "not a file"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "message"), MISTAKES, ids=[key for _, key, _ in MISTAKES])
+def test_each_mistake_is_named_with_its_key_and_the_next_step(
+    changes: dict[str, Any], key: str, message: str, tiny_pairs: Any, tmp_path: Path
+) -> None:
+    found = problems(write_options(changed(tiny_options(tiny_pairs), changes), tmp_path / "bad.yml"))
+    assert message in found[key]
+    # One mistake, one message (a wrong backend concerns both folders).
+    assert len(found) == (2 if "io_backend.type" in next(iter(changes)) else 1)
+
+
+def test_all_mistakes_come_at_once_with_file_and_line(tiny_pairs: Any, tmp_path: Path) -> None:
+    path = write_options(tiny_options(tiny_pairs), tmp_path / "bad.yml")
+    text = Path(path).read_text().replace("lr: 0.001", "lr: 1e-3").replace("scale: 4", "scal: 4")
+    Path(path).write_text(text)
+    with pytest.raises(OptionsError) as raised:
+        load_options(path, is_train=True, force=["train:total_iter=99"])
+    lines = str(raised.value).splitlines()
+    line_of = {text.split(":")[0].strip(): number for number, text in enumerate(text.splitlines(), start=1)}
+    assert any(line.startswith(f"  scal ({path}:{line_of['scal']})") for line in lines)
+    assert any(line.startswith(f"  train.optim_g.lr ({path}:{line_of['lr']})") for line in lines)
+    assert any(line.startswith("  train.scheduler.periods") and "99" in line for line in lines)
+
+
+def test_options_of_other_models_and_datasets_are_known_from_their_source(tiny_pairs: Any, tmp_path: Path) -> None:
+    gan = {
+        "model_type": "RealESRGANModel",
+        "resize_prob": [0.2, 0.7, 0.1],
+        "l1_gt_usm": True,
+        "network_d": {"type": "UNetDiscriminatorSN", "num_in_ch": 3},
+        "train.gan_opt": {"type": "GANLoss", "gan_type": "vanila"},
+        "train.optim_d": {"type": "Adam", "lr": "1e-4"},
+        "datasets.val.mean": [0.5, 0.5, 0.5],
+        "datasets.val.meta_info": "x",
+        "resize_prop": [0.2],
+    }
+    found = problems(write_options(changed(tiny_options(tiny_pairs), gan), tmp_path / "gan.yml"))
+    assert set(found) == {"train.optim_d.lr", "datasets.val.meta_info", "resize_prop"}
+    assert "did you mean resize_prob" in found["resize_prop"]
+
+
+def test_a_test_leaves_out_missing_sets_but_not_all(tiny_pairs: Any, tmp_path: Path, caplog: Any) -> None:
+    options = tiny_options(tiny_pairs)
+    present = options["datasets"]["val"]
+    missing = {**present, "name": "Urban100", "dataroot_gt": "nowhere/Urban100"}
+    options["datasets"] = {"test_1": present, "test_2": missing}
+    loaded = load_options(write_options(options, tmp_path / "test.yml"), is_train=False)
+    assert list(loaded.values["datasets"]) == ["test_1"]
+    assert "datasets.test_2.dataroot_gt" in caplog.text
+    options["datasets"] = {"test_2": missing}
+    found = problems(write_options(options, tmp_path / "test.yml"), is_train=False)
+    assert "bam prepare benchmark" in found["datasets.test_2.dataroot_gt"]
+
+
+def test_more_gpus_than_there_are(tiny_pairs: Any, tmp_path: Path) -> None:
+    import torch
+
+    options = changed(tiny_options(tiny_pairs), {"num_gpu": torch.cuda.device_count() + 1})
+    found = problems(write_options(options, tmp_path / "gpu.yml"))
+    assert f"--force_yml num_gpu={torch.cuda.device_count()}" in found["num_gpu"]
+
+
+BASE = """
+scale: 4
+title: plain
+datasets: {val: {root: 'LR_x${scale}', crop: '${scale}'}}
+train: {scheduler: {type: A, milestones: [1, 2]}, loss: {type: L1, weight: 1}}
+"""
+FILE = """
+include: base.yml
+name: Net_${method}_x${scale}
+method: bam
+train: {scheduler: {type: B, periods: [3]}, loss: {weight: 2}}
+methods:
+  bam: {about: the paper, network: {kind: bam}}
+  bnn: {network: {kind: bnn}, train: {loss: {weight: 5}}}
+"""
+
+
+@pytest.fixture
+def layered(tmp_path: Path) -> Path:
+    (tmp_path / "base.yml").write_text(BASE)
+    (tmp_path / "file.yml").write_text(FILE)
+    return tmp_path / "file.yml"
+
+
+def test_includes_methods_and_references(layered: Path) -> None:
+    loaded = read_options(layered)
+    assert loaded.values == {
+        "scale": 4,
+        "title": "plain",
+        # A text that is one reference keeps the type of the value.
+        "datasets": {"val": {"root": "LR_x4", "crop": 4}},
+        # Another type replaces the whole mapping, the same or no type merges.
+        "train": {"scheduler": {"type": "B", "periods": [3]}, "loss": {"type": "L1", "weight": 2}},
+        "name": "Net_bam_x4",
+        "network": {"kind": "bam"},
+    }
+    assert loaded.methods == {"bam": "the paper", "bnn": ""}
+    assert loaded.origins["datasets", "val", "root"] == f"{layered.parent / 'base.yml'}:4"
+    assert loaded.origins["network", "kind"] == f"{layered}:7"
+
+
+@pytest.mark.parametrize("how", [{"method": "bnn"}, {"force": ["method=bnn"]}])
+def test_another_method_and_forced_values(layered: Path, how: dict[str, Any]) -> None:
+    force = [*how.get("force", []), "scale=2", "train:loss:weight=[1, 2.5]", "title=none", "new:key=1.0e-4"]
+    values = read_options(layered, method=how.get("method"), force=force).values
+    assert values["network"] == {"kind": "bnn"}
+    assert values["name"] == "Net_bnn_x2"
+    assert values["datasets"]["val"] == {"root": "LR_x2", "crop": 2}
+    assert values["train"]["loss"] == {"type": "L1", "weight": [1, 2.5]}
+    assert values["title"] is None
+    assert values["new"] == {"key": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("include: nowhere.yml", "include names nowhere.yml"),
+        ("include: file.yml", "includes itself"),
+        ("name: a\nname: b", ":2: name is given twice"),
+        ("train: {a: 1, b: 2, a: 3}", "train.a is given twice"),
+        ("name: ${nam}", "did you mean name?|refers to"),
+        ("name: ${name}", "refers to itself"),
+        ("name: ${scale}\nscale: ${name}", "refers to itself"),
+        ("method: bam", "no methods"),
+        ("method: ban\nmethods: {bam: {}}", "did you mean bam?"),
+        ("methods: {bam: {}}", "name one"),
+        ("methods: [bam]", "methods must map"),
+        ("- a", "must be a YAML mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_malformed_files_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.yml"
+    path.write_text(text)
+    with pytest.raises(OptionsError, match=message) as raised:
+        read_options(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("entry", ["scale", "=3", "train::x=1", "scale:deeper=1", "scale=["])
+def test_malformed_forced_entries_are_named(entry: str, layered: Path) -> None:
+    with pytest.raises(OptionsError, match="--force_yml"):
+        read_options(layered, force=[entry])
+
+
+def test_prepared_arguments_are_read_by_basicsr_itself(
+    tiny_pairs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from basicsr.utils.options import parse_options
+
+    options = {**tiny_options(tiny_pairs), "methods": {"small": {"name": "tiny_${method}"}}, "method": "small"}
+    path = write_options(options, tmp_path / "file.yml")
+    argv = ["--launcher", "none", "-opt", path, "--force_yml", "train:total_iter=7", "scale=4", "--auto_resume"]
+    prepared = prepare_arguments(argv, is_train=True, folder=tmp_path / "expanded")
+    assert prepared == ["-opt", str(tmp_path / "expanded" / "file.yml"), "--launcher", "none", "--auto_resume"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *prepared])
+    opt, args = parse_options(str(tmp_path), is_train=True)
+    assert opt["name"] == "tiny_small"
+    assert opt["train"]["total_iter"] == 7
+    assert opt["network_g"] == options["network_g"]
+    assert opt["train"]["optim_g"]["lr"] == 0.001
+    assert args.auto_resume
+    # The expanded file says where it came from, because BasicSR copies it into the experiment.
+    text = Path(prepared[1]).read_text()
+    assert path in text.splitlines()[0]
+    assert not {"include", "method", "methods"} & set(yaml.safe_load(text))
