@@ -8,6 +8,7 @@ repeating it.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from bam_plugin.errors import BamError
 
 if TYPE_CHECKING:
+    from bam_plugin.data.benchmarks import PreparedBenchmark
     from bam_plugin.data.prepare import PreparedSet
-    from bam_plugin.data.runner import LeftOut
 
 _EPILOG = """\
 examples:
   bam prepare div2k --root DOWNLOADS                       datasets/DIV2K/DIV2K_train_HR_sub.lmdb, ...
   bam prepare folder --input PHOTOS --name photos          datasets/photos/photos_HR_sub.lmdb, ...
   bam prepare benchmark --root DIR_WITH_SET5_SET14_ETC     datasets/Set5/GTmod4, datasets/Set5/LRbicx4, ...
-  bam prepare classic --root DIR_WITH_T91_BSDS400_ETC      datasets/classic/train_HR.lmdb, ...
+  bam prepare classic --root DIR_WITH_T91_BSDS400_ETC      datasets/classic/classic_HR.lmdb, ...
 """
 
 
@@ -46,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--name", required=True, help="name of the set")
         else:
             sub.add_argument("--root", type=Path, required=True, help="folder that holds the sets")
-        default = {"div2k": "datasets/DIV2K", "folder": "datasets/NAME", "classic": "datasets/classic"}
+        default = {"div2k": "datasets/DIV2K", "folder": "datasets/NAME"}
         place = default.get(kind, "datasets")
         sub.add_argument("--output", type=Path, help=f"where the results go (default: {place})")
         sub.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4], help="default: 2 3 4")
@@ -67,8 +68,8 @@ def _configure_training(parser: argparse.ArgumentParser, *, cut: bool) -> None:
         "--benchmarks",
         type=Path,
         nargs="*",
-        help="folders with benchmarks: warn of training images that are in them (default: the output's folder, "
-        "--root and ./datasets, where they hold benchmarks; give no folder to switch this off)",
+        help="folders with benchmarks: warn of training images that are in them (default: the folders of the input "
+        "and of the output, and datasets, where they hold benchmarks; give no folder to switch this off)",
     )
     parser.add_argument(
         "--drop-overlaps", action="store_true", help="leave out training images that are in a benchmark"
@@ -80,65 +81,75 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     if args.workers is not None and args.workers < 1:
         raise BamError(f"--workers must be at least 1, found {args.workers}.")
-    if args.kind == "benchmark":
-        return _run_benchmark(args)
+    results = _prepare_benchmarks(args) if args.kind == "benchmark" else _prepare_training(args)
+    for result in results:
+        sys.stdout.write(_describe(result))
+        for kind, images in (("too small, skipped", result.left_out.skipped), ("FAILED", result.left_out.failed)):
+            for path, reason in images:
+                sys.stderr.write(f"{kind}: {path}: {reason}\n")
+    return 1 if any(result.left_out.failed for result in results) else 0
+
+
+def _prepare_training(args: argparse.Namespace) -> Sequence[PreparedSet | PreparedBenchmark]:
     from bam_plugin.data.images import list_images
     from bam_plugin.data.prepare import prepare_classic, prepare_div2k, prepare_training_set
 
+    output = args.output or Path("datasets") / {"div2k": "DIV2K", "folder": getattr(args, "name", "")}.get(
+        args.kind, ""
+    )
+    inputs = args.input if args.kind == "folder" else [args.root]
     options: dict[str, Any] = {
         "scales": args.scales,
         "store": args.store,
         "min_size": args.min_size,
+        "benchmarks": _benchmark_folders(args.benchmarks, [output, output.parent, *inputs, Path("datasets")]),
         "drop_overlaps": args.drop_overlaps,
         "workers": args.workers,
         "progress": not args.quiet,
     }
-    if args.kind != "classic":
-        options |= {"crop_size": None if args.whole else args.crop_size, "step": args.step}
-    if args.kind == "folder":
-        output = args.output or Path("datasets") / args.name
-        paths = [path for folder in args.input for path in list_images(folder)]
-        options["benchmarks"] = _benchmark_folders(args.benchmarks, [output.parent, *args.input])
-        sets = [prepare_training_set(paths, output, name=args.name, **options)]
-    else:
-        output = args.output or Path("datasets") / {"div2k": "DIV2K"}.get(args.kind, args.kind)
-        options["benchmarks"] = _benchmark_folders(args.benchmarks, [output.parent, args.root])
-        sets = (prepare_div2k if args.kind == "div2k" else prepare_classic)(args.root, output, **options)
-    for each in sets:
-        _print_set(each)
-    return 1 if any(each.left_out.failed for each in sets) else 0
+    if args.kind == "classic":
+        return prepare_classic(args.root, output, **options)
+    options |= {"crop_size": None if args.whole else args.crop_size, "step": args.step}
+    if args.kind == "div2k":
+        return prepare_div2k(args.root, output, **options)
+    paths = [path for folder in inputs for path in list_images(folder)]
+    return [prepare_training_set(paths, output, name=args.name, **options)]
 
 
-def _run_benchmark(args: argparse.Namespace) -> int:
+def _prepare_benchmarks(args: argparse.Namespace) -> Sequence[PreparedBenchmark]:
     from bam_plugin.data.benchmarks import BENCHMARKS, find_benchmarks, prepare_benchmark
-    from bam_plugin.data.storage import AlreadyPreparedError
+    from bam_plugin.data.prepare import prepare_parts
 
-    output = args.output or Path("datasets")
     found = find_benchmarks(args.root)
     if not found:
         raise BamError(f"expected folders named {', '.join(BENCHMARKS)} in {args.root}, found none of them.")
-    failed = False
-    for name, folder in found.items():
-        try:
-            result = prepare_benchmark(
-                folder, output, name=name, scales=args.scales, workers=args.workers, progress=not args.quiet
-            )
-        except AlreadyPreparedError as error:
-            sys.stdout.write(f"{name}: {error}\n")
-            continue
-        except BamError as error:
-            # One set that cannot be prepared does not keep the others back.
-            sys.stderr.write(f"{name}: {error}\n")
-            failed = True
-            continue
-        scales = ", ".join(f"x{scale}" for scale in result.scales)
-        sys.stdout.write(f"{name}: {result.images} images, {scales}, in {result.folder}\n")
-        _report_left_out(result.left_out)
-        failed = failed or bool(result.left_out.failed)
     for name in BENCHMARKS:
         if name not in found:
-            sys.stdout.write(f"{name}: not found in {args.root}, skipped\n")
-    return 1 if failed else 0
+            sys.stderr.write(f"{name} is skipped: not found in {args.root}\n")
+    prepare = functools.partial(
+        prepare_benchmark,
+        root=args.output or Path("datasets"),
+        scales=args.scales,
+        workers=args.workers,
+        progress=not args.quiet,
+    )
+    return prepare_parts([functools.partial(prepare, folder, name=name) for name, folder in found.items()])
+
+
+def _describe(result: PreparedSet | PreparedBenchmark) -> str:
+    from bam_plugin.data.prepare import PreparedSet
+
+    if isinstance(result, PreparedSet):
+        lines = [f"{result.pairs} pairs:", *(f"  {path}" for path in (result.hr, *result.lr.values()))]
+        if result.overlaps:
+            lines.append(f"  {len(result.overlaps)} images are in a benchmark too (named above)")
+    else:
+        scales = ", ".join(f"x{scale}" for scale in result.scales)
+        lines = [f"{result.name}: {result.images} images, {scales}, in {result.folder}"]
+    failed, skipped = result.left_out.failed, result.left_out.skipped
+    if failed or skipped:
+        lines.append(f"  left out: {len(failed)} unreadable, {len(skipped)} too small")
+    return "\n".join(lines) + "\n"
 
 
 def _benchmark_folders(given: Sequence[Path] | None, usual: Sequence[Path]) -> list[Path]:
@@ -147,22 +158,5 @@ def _benchmark_folders(given: Sequence[Path] | None, usual: Sequence[Path]) -> l
         return list(given)
     from bam_plugin.data.benchmarks import find_benchmarks
 
-    unique = {path.resolve(): path for path in (*usual, Path("datasets")) if path.is_dir()}
+    unique = {path.resolve(): path for path in usual if path.is_dir()}
     return [path for path in unique.values() if find_benchmarks(path)]
-
-
-def _print_set(prepared: PreparedSet) -> None:
-    sys.stdout.write(f"{prepared.pairs} pairs:\n")
-    for path in (prepared.hr, *prepared.lr.values()):
-        sys.stdout.write(f"  {path}\n")
-    if prepared.overlaps:
-        sys.stdout.write(f"  {len(prepared.overlaps)} training images are in a benchmark too (listed above)\n")
-    _report_left_out(prepared.left_out)
-
-
-def _report_left_out(left_out: LeftOut) -> None:
-    for kind, images in (("too small, skipped", left_out.skipped), ("FAILED", left_out.failed)):
-        for path, reason in images:
-            sys.stderr.write(f"{kind}: {path}: {reason}\n")
-    if left_out.failed or left_out.skipped:
-        sys.stdout.write(f"  left out: {len(left_out.failed)} unreadable, {len(left_out.skipped)} too small\n")

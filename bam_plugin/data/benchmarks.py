@@ -15,10 +15,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,7 @@ BENCHMARKS: dict[str, tuple[tuple[str, ...], int]] = {
     "Manga109": ((), 109),
 }
 # Folders that hold a set's HR images, best first: uncut ones before those that a script cut.
-_HR_FOLDERS = ("original", "HR", "GT", "GTmod2", "GTmod12")
+_HR_FOLDERS = ("original", "HR", "GT", "GTmod2", "GTmod3", "GTmod4", "GTmod12")
 _LR_NAME = re.compile(r"(_LR|_SRF_\d+_(?!HR$)\w+|_bicubic|x[2348])$")
 _HR_SUFFIX = re.compile(r"(_SRF_\d+)?_(HR|GT)$")
 
@@ -144,22 +143,6 @@ def prepare_benchmark(
     if result.images != expected:
         _logger.warning("%s has %d images, expected %d: its mean is not comparable", name, result.images, expected)
     return result
-
-
-def split_missing(datasets: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Divide an option file's `datasets` into those whose folders exist and a line for each that lacks one."""
-    present, lines = {}, []
-    for key, options in datasets.items():
-        folders = [Path(options[root]) for root in ("dataroot_gt", "dataroot_lq") if options.get(root)]
-        absent = [str(path) for path in folders if not path.exists()]
-        if absent:
-            lines.append(
-                f"{options.get('name', key)} is skipped: {', '.join(absent)} not found; make it with "
-                "`bam prepare benchmark --root FOLDER_OF_BENCHMARKS`"
-            )
-        else:
-            present[key] = options
-    return present, lines
 
 
 def _make_folders(image: np.ndarray, key: str, scales: Iterable[int]) -> dict[str, list[Entry]]:

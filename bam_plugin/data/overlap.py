@@ -10,6 +10,7 @@ pass the first test and fail the second. Mirrored copies are not looked for.
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from bam_plugin.data.benchmarks import find_benchmarks, find_hr_images
 from bam_plugin.data.images import ImageReadError, read_image
+from bam_plugin.errors import BamError
 
 # Pictures are compared at this longer side (pixels), with at most so many neighbourhoods each.
 _SIDE = 640
@@ -34,6 +36,8 @@ _SCALES = (0.2, 5.0)
 # Correlation of the pixels laid over each other; the same picture as a JPEG reaches 0.95 and more.
 _CORRELATION = 0.85
 _OVERLAP_SIDE = 24
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,10 @@ def find_overlaps(
     known: dict[str, Path] = {}
     for folder in folders:
         for name, place in find_benchmarks(folder).items():
-            known.update({f"{name}/{key}": path for key, path in find_hr_images(place).items()})
+            try:
+                known.update({f"{name}/{key}": path for key, path in find_hr_images(place).items()})
+            except BamError as error:
+                _logger.warning("%s is not looked for in the training images: %s", name, error)
     if not known:
         return []
     index = BenchmarkIndex(images=known)

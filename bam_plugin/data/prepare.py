@@ -6,16 +6,18 @@ classical small sets. Images that cannot be read are reported and left out; the 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from bam_plugin._files import atomic_path
+from bam_plugin.data.benchmarks import PreparedBenchmark, prepare_benchmark
 from bam_plugin.data.images import list_images, read_image, unique_keys
 from bam_plugin.data.job import Job, fingerprint, refuse_existing
 from bam_plugin.data.overlap import Overlap, find_overlaps
@@ -25,12 +27,15 @@ from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space
 from bam_plugin.errors import BamError
 
 # The folders of `prepare_classic`.
-_CLASSIC = {"train": ("T91", "BSDS400", "CC0_photos"), "valid": ("DIV2K_valid_crop256",)}
+_CLASSIC = ("T91", "BSDS400", "CC0_photos")
+_CLASSIC_VALIDATION = "DIV2K_valid_crop256"
 # Images encoded beforehand to estimate the bytes on disk, spread over the set.
 _SAMPLED = 3
 _SPACE_MARGIN = 1.15
 
 _logger = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
 
 
 @dataclass
@@ -158,36 +163,42 @@ def prepare_div2k(
             paths, output, name=f"DIV2K_{part}", scales=scales, crop_size=size, lr_images=given, **options
         )
 
-    return _prepare_parts(prepare, parts)
+    return prepare_parts([functools.partial(prepare, part) for part in parts])
 
 
 def prepare_classic(
     root: str | os.PathLike, output: str | os.PathLike, *, scales: Sequence[int] = (2, 3, 4), **options: Any
-) -> list[PreparedSet]:
+) -> list[PreparedSet | PreparedBenchmark]:
     """Prepare the small classical sets below `root`, for those who do not have DIV2K.
 
-    T91, BSDS400 and CC0_photos (those that are there) become the whole-image LMDBs train_HR.lmdb and
-    train_LR_bicubic_X4.lmdb in `output`, DIV2K_valid_crop256, when there, valid_HR.lmdb and so on. Otherwise as
-    `prepare_div2k`.
+    T91, BSDS400 and CC0_photos (those that are there) become whole-image LMDBs, OUTPUT/classic/classic_HR.lmdb and
+    classic_LR_bicubic_X4.lmdb; DIV2K_valid_crop256, when there, becomes OUTPUT/DIV2K_valid_crop256/GTmod4 and LRbicx4
+    for validation. Otherwise as `prepare_div2k`.
     """
-    root = Path(root)
-    parts = {part: [root / name for name in names if (root / name).is_dir()] for part, names in _CLASSIC.items()}
-    if not parts["train"]:
-        raise BamError(f"expected one of the folders {', '.join(_CLASSIC['train'])} in {root}, found none.")
+    root, output = Path(root), Path(output)
+    training = [root / name for name in _CLASSIC if (root / name).is_dir()]
+    if not training:
+        raise BamError(f"expected one of the folders {', '.join(_CLASSIC)} in {root}, found none.")
 
-    def prepare(part: str) -> PreparedSet:
-        paths = [path for folder in parts[part] for path in list_images(folder)]
-        return prepare_training_set(paths, output, name=part, scales=scales, crop_size=None, **options)
+    def prepare_training() -> PreparedSet:
+        paths = [path for folder in training for path in list_images(folder)]
+        place = output / "classic"
+        return prepare_training_set(paths, place, name="classic", scales=scales, crop_size=None, **options)
 
-    return _prepare_parts(prepare, [part for part, folders in parts.items() if folders])
+    def prepare_validation() -> PreparedBenchmark:
+        threads = {key: options[key] for key in ("workers", "progress") if key in options}
+        return prepare_benchmark(root / _CLASSIC_VALIDATION, output, scales=scales, **threads)
+
+    validation = [prepare_validation] if (root / _CLASSIC_VALIDATION).is_dir() else []
+    return prepare_parts([prepare_training, *validation])
 
 
-def _prepare_parts(prepare: Callable[[str], PreparedSet], parts: Sequence[str]) -> list[PreparedSet]:
-    """Prepare each part that is not there yet; raises AlreadyPreparedError when all are."""
+def prepare_parts(parts: Sequence[Callable[[], Part]]) -> list[Part]:
+    """Call each of `parts`, passing over those that are prepared already; raises AlreadyPreparedError when all are."""
     prepared, present = [], []
-    for part in parts:
+    for prepare in parts:
         try:
-            prepared.append(prepare(part))
+            prepared.append(prepare())
         except AlreadyPreparedError as error:
             _logger.info("%s", error)
             present.append(error)
