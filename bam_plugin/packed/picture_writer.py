@@ -91,6 +91,14 @@ def plan_encoding(format: str, *, width: int, height: int, channels: int, dtype:
     return Encoding(format=format, dtype=stored, notes=tuple(notes))
 
 
+def encoder_bytes(format: str, *, width: int, height: int) -> int:
+    """Bytes that the writer of a picture of this size holds: nearly none for a PNG, which is streamed.
+
+    Pillow stores a colour pixel in 4 bytes; its WebP encoder works on a copy of the picture.
+    """
+    return {"png": 0, "jpg": 4, "webp": 8}[format] * width * height
+
+
 def open_writer(
     path: Path, encoding: Encoding, *, shape: tuple[int, int, int], picture: Picture, quality: int = DEFAULT_QUALITY
 ) -> PictureWriter:

@@ -25,7 +25,7 @@ from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.format import PackedModel, read_packed
 from bam_plugin.packed.images import MAX_PIXELS, check_array, read_picture
 from bam_plugin.packed.memory import bytes_per_pixel
-from bam_plugin.packed.picture_writer import DEFAULT_QUALITY, format_of_name, open_writer, plan_encoding
+from bam_plugin.packed.picture_writer import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
 from bam_plugin.packed.row_resize import resize_bands
 from bam_plugin.packed.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.packed.zoo import find_model
@@ -34,9 +34,13 @@ Progress = Callable[[int], None]
 """Called after each tile with the number of input pixels that it finished; they add up to width * height."""
 
 MAX_SCALE = 16
-TILE_MEMORY = 512 << 20
-"""Most bytes that the maps of one tile may take; less where less than four times this is free."""
+MEMORY = 1200 << 20
+"""Bytes that upscaling one picture aims to stay below (the result's array apart): picture, encoder, band and tile.
 
+Less where less than twice this is free. Tiles get what the others leave; large tiles waste less on their overlaps.
+"""
+
+_LEAST_TILE_MEMORY = 128 << 20
 _BAND_MEMORY = 48 << 20
 
 
@@ -163,7 +167,7 @@ class Upscaler:
         pixels = picture.pixels
         height, width = target_size(pixels.shape[:2], scale)
         encoding = plan_encoding(format, width=width, height=height, channels=pixels.shape[2], dtype=pixels.dtype)
-        tiling = self._plan(pixels, tile)
+        tiling = self._plan(pixels, tile, encoder_bytes(format, width=width, height=height))
         with atomic_path(destination) as temporary:
             shape = (height, width, pixels.shape[2])
             with open_writer(temporary, encoding, shape=shape, picture=picture, quality=quality) as writer:
@@ -188,7 +192,7 @@ class Upscaler:
     def _scale_notes(self, scale: float) -> list[str]:
         return [] if scale == self.scale else [f"the network enlarges {self.scale} times; resized to {scale:g} times"]
 
-    def _plan(self, pixels: np.ndarray, tile: int | None) -> Tiling:
+    def _plan(self, pixels: np.ndarray, tile: int | None, encoder_bytes: int = 0) -> Tiling:
         height, width, channels = pixels.shape
         radius = self.receptive_radius
         if radius is not None and channels in (2, 4):
@@ -196,7 +200,8 @@ class Upscaler:
         if tile is not None:
             return plan_tiles(height, width, tile=tile, radius=radius)
         free = available_memory()
-        budget = TILE_MEMORY if free is None else min(TILE_MEMORY, free // 4)
+        budget = MEMORY if free is None else min(MEMORY, free // 2)
+        budget = max(_LEAST_TILE_MEMORY, budget - pixels.nbytes - 2 * _BAND_MEMORY - encoder_bytes)
         row_bytes = width * self.scale**2 * channels * pixels.dtype.itemsize
         return plan_for_memory(
             height,

@@ -66,9 +66,7 @@ def find_model(name: str | os.PathLike | None = None, *, scale: float | None = N
             return _sibling(model.path, scale)
     family = [model for model in models if model.network == str(name)]
     if not family:
-        raise UnknownModelError(
-            f"{name!r} is no packed file and no network of the zoo; there: {_listing(models)}"
-        )
+        raise UnknownModelError(f"{name!r} is no packed file and no network of the zoo; there: {_listing(models)}")
     return _nearest(family, scale if scale is not None else max(model.scale for model in family)).path
 
 
