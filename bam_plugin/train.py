@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bam_plugin import _compat
+from bam_plugin.config import prepare_arguments
 from bam_plugin.errors import BamError
 
 
 @contextlib.contextmanager
-def pipeline_process(program: str, argv: Sequence[str]) -> Iterator[None]:
+def pipeline_process(program: str, argv: Sequence[str], *, is_train: bool) -> Iterator[None]:
     """The surroundings of a BasicSR pipeline, which reads `sys.argv`, prints, and keeps one logger per process.
 
-    Inside the block `sys.argv` is `argv`, printed notes go to standard error, and everything of bam_plugin is
-    registered. A process group that the pipeline joined is left at the end.
+    Inside the block everything of bam_plugin is registered, `sys.argv` is `argv` with the option file checked and
+    expanded, and printed notes go to standard error. A process group that the pipeline joined is left at the end.
     """
     _compat.repair_pipelines()
     import torch.distributed
@@ -30,9 +32,9 @@ def pipeline_process(program: str, argv: Sequence[str]) -> Iterator[None]:
         importlib.import_module(f"bam_plugin.{package}")
     previous = sys.argv
     _compat.forget_loggers()
-    sys.argv = [program, *argv]
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="bam_options_") as folder:
+            sys.argv = [program, *prepare_arguments(argv, is_train=is_train, folder=folder)]
             yield
     finally:
         sys.argv = previous
@@ -44,9 +46,11 @@ def pipeline_process(program: str, argv: Sequence[str]) -> Iterator[None]:
 def train(argv: Sequence[str], root_path: str | Path | None = None) -> None:
     """Run BasicSR's training pipeline with its own arguments `argv` (`-opt FILE`, `--auto_resume`, ...).
 
+    The option file may use what `bam_plugin.config` adds to YAML; `--method NAME` chooses among its methods.
+
     `root_path` holds `experiments/` and `tb_logger/`; the current directory by default.
     """
-    with pipeline_process("bam_plugin.train", argv):
+    with pipeline_process("bam_plugin.train", argv, is_train=True):
         from basicsr.train import train_pipeline
 
         from bam_plugin.models.session import TrainingSession

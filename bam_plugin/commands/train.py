@@ -8,6 +8,7 @@ import argparse
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of BasicSR's train.py (and test.py)."""
     parser.add_argument("-opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument("--method", metavar="NAME", help="which of the file's methods to use")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how processes start")
     parser.add_argument("--auto_resume", action="store_true", help="go on from the newest training state")
     parser.add_argument("--debug", action="store_true", help="log and validate often, under a name of its own")
@@ -19,6 +20,8 @@ def pipeline_arguments(args: argparse.Namespace) -> list[str]:
     """The parsed arguments in the form that BasicSR's own parser reads."""
     argv = ["-opt", args.opt, "--launcher", args.launcher, "--local_rank", str(args.local_rank)]
     argv += ["--auto_resume"] * args.auto_resume + ["--debug"] * args.debug
+    if args.method is not None:
+        argv += ["--method", args.method]
     if args.force_yml:
         argv += ["--force_yml", *args.force_yml]
     return argv

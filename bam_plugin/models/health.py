@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_plugin.nn import ActivationScale, BinaryConv2d
@@ -43,10 +44,8 @@ class HealthMonitor:
         handles: list[Any] = []
         seen: set[str] = set()
         for name, conv in self._convs.items():
+            # Hooks on the parts of a convolution would switch off its fast path.
             handles.append(conv.register_forward_hook(self._conv_hook(name, scalars, seen)))
-            norm = getattr(conv.binarize_activation, "norm", None)
-            if norm is not None and conv.binarize_activation.alphabet == "-1,+1":
-                handles.append(norm.register_forward_hook(_saturation_hook(name, scalars)))
         try:
             yield
         finally:
@@ -58,7 +57,7 @@ class HealthMonitor:
                 scalars.update({f"alpha/{name}/{index}": value for index, value in enumerate(alpha.tolist())})
         for name, beta in self._betas.items():
             if beta.scale is not None:
-                scalars[f"beta/{name}"] = float(beta.scale)
+                scalars[f"beta/{name}"] = float(beta.scale.detach())
 
     def throughput(self, iteration: int, images_per_iteration: int) -> dict[str, float]:
         """Iterations and images per second since the last call; empty at the first call."""
@@ -82,8 +81,12 @@ class HealthMonitor:
             if name in self._signs:
                 scalars[f"flips/{name}"] = float((signs != self._signs[name]).float().mean())
             self._signs[name] = signs
-            if module.binarize_activation.alphabet is not None:
-                scalars[f"dead/{name}"] = _dead_share(module.binarize_activation, x)
+            binarizer = module.binarize_activation
+            if binarizer.alphabet is not None:
+                scalars[f"dead/{name}"] = _dead_share(binarizer, x)
+            norm = getattr(binarizer, "norm", None)
+            if isinstance(norm, nn.BatchNorm2d) and binarizer.alphabet == "-1,+1":
+                scalars[f"saturated/{name}"] = _saturated_share(norm, x)
 
         return hook
 
@@ -119,8 +122,8 @@ def _dead_share(binarizer: ActivationBinarizer, x: Tensor) -> float:
     return float((activation.amin(dim=(0, 2, 3)) == activation.amax(dim=(0, 2, 3))).float().mean())
 
 
-def _saturation_hook(name: str, scalars: dict[str, float]) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        scalars[f"saturated/{name}"] = float((output.detach().abs() > 1).float().mean())
-
-    return hook
+@torch.no_grad()
+def _saturated_share(norm: nn.BatchNorm2d, x: Tensor) -> float:
+    """Share of the elements of x (N, C, H, W), normalized by their own statistics, that lie beyond [-1, 1]."""
+    normalized = F.batch_norm(x.float(), None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    return float((normalized.abs() > 1).float().mean())

@@ -49,8 +49,11 @@ def make_scheduler(
     keywords = dict(options)
     kind = keywords.pop("type")
     factor = SCHEDULES[kind]
+    given = [key for key in ("total_iter", "warmup_iter") if key in keywords]
+    if given:
+        raise OptimizerError(f"train.scheduler.{given[0]}: {kind} follows train.{given[0]}; set it there")
     if factor is cosine:
-        keywords = {"total_iter": total_iter, "warmup_iter": max(0, warmup_iter), **keywords}
+        keywords.update(total_iter=total_iter, warmup_iter=max(0, warmup_iter))
     try:
         factor(0, **keywords)
     except (TypeError, ZeroDivisionError) as error:
