@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +284,17 @@ def test_photos_look_enlarged_not_shifted(upscaler, data_root: Path):
         for dx in (-1, 0, 1)
     }
     assert min(errors, key=lambda shift: errors[shift]) == (0, 0)
+
+
+def test_a_large_picture_is_never_held_as_a_whole(tmp_path):
+    builder = GraphBuilder(num_in_ch=3)
+    graph = builder.finish(builder.add("resize", "up", builder.input, attrs={"factor": 4, "mode": "nearest"}))
+    upscaler = Upscaler(PackedModel(graph=graph, tensors={}), threads=1)
+    Image.fromarray(_photo(1000, 1200)).save(tmp_path / "a.png")
+    upscaler.upscale_file(tmp_path / "a.png", tmp_path / "b.png", tile=100)  # what is loaded once is not counted
+    tracemalloc.start()
+    result = upscaler.upscale_file(tmp_path / "a.png", tmp_path / "b.png", tile=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    pixels = result.size[0] * result.size[1] * 3
+    assert peak < pixels / 2, f"{peak / 1e6:.0f} MB for a result of {pixels / 1e6:.0f} MB"

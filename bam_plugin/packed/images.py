@@ -96,7 +96,7 @@ class Picture:
 
 def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> PictureInfo:
     """Read only the header of a picture file. Raises `PictureError`."""
-    with _open(_checked(path), path, max_pixels) as image:
+    with _open(_checked(path), path, max_pixels) as image, _decoding(path):
         width, height = image.size
         # Pillow gives a TIFF's size as turned; and asking a PNG without an early EXIF block would decode all of it.
         known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
