@@ -10,7 +10,15 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "bam_plugin/__init__.py")
 
 # The runtime needs no torch: upscaling with packed files works on these alone.
 RUNTIME = ["numpy>=2.0", "opencv-python>=4.8", "pyyaml>=6.0", "safetensors>=0.4.3"]
-TRAIN = ["basicsr>=1.4.2", "torch>=2.2", "torchvision>=0.17", "lmdb>=1.4", "tensorboard>=2.14", "tqdm>=4.60"]
+TRAIN = [
+    "basicsr>=1.4.2",
+    "torch>=2.2",
+    "torchvision>=0.17",
+    "lmdb>=1.4",
+    "tensorboard>=2.14",
+    "tqdm>=4.60",
+    "msgspec>=0.18",
+]
 DEMO = ["scikit-image>=0.22"]
 DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350"]
 
@@ -23,8 +31,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["bam_plugin", "bam_plugin.*"]),
-    package_data={"bam_plugin": ["zoo/*", "data/*.csv"]},
+    # The folder of option files is at the top of a checkout and inside the package of a wheel.
+    packages=[*find_packages(include=["bam_plugin", "bam_plugin.*"]), "bam_plugin.options"],
+    package_dir={"bam_plugin.options": "options"},
+    package_data={"bam_plugin": ["zoo/*", "data/*.csv"], "bam_plugin.options": ["**/*.yml"]},
     install_requires=RUNTIME,
     extras_require={"train": TRAIN, "demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["bam = bam_plugin.cli:main"]},

@@ -18,6 +18,7 @@ from bam_plugin.errors import BamError
 COMMANDS = {
     "train": "train a network from an option file (BasicSR's train pipeline)",
     "test": "test a network from an option file (BasicSR's test pipeline)",
+    "options": "list, copy, expand and check option files",
     "profile": "count parameters, MACs, operations and packed size of a network",
     "optimizers": "list the optimizers that an option file can name",
     "prepare": "prepare training sets and benchmarks: LR images, sub-images, LMDBs",

@@ -130,17 +130,20 @@ def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
 
 
 def _check_construction(arch: Any, values: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
-    """Build one of our networks without memory: its constructor knows which values go together."""
+    """Build one of our networks: its constructor knows which values go together. No memory or random state is used."""
     import torch
 
     if not arch.__module__.startswith("bam_plugin."):
         return
+    arguments = {name: value for name, value in values.items() if name != "type"}
     try:
-        with torch.device("meta"):
-            arch(**{name: value for name, value in values.items() if name != "type"})
-    except NotImplementedError:
-        # An operation that needs values: the real construction will tell.
-        return
+        try:
+            with torch.device("meta"):
+                arch(**arguments)
+        except (RuntimeError, NotImplementedError):
+            # A constructor that looks at values; without memory there are none.
+            with torch.random.fork_rng(devices=[]):
+                arch(**arguments)
     except Exception as error:
         yield Problem(key, f"{values['type']} cannot be built from these options: {error}")
 

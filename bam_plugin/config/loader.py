@@ -11,6 +11,7 @@ replaces it: the settings of one scheduler are not left over for the next.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ def _read_file(path: Path) -> _Layer:
         if not isinstance(node, yaml.MappingNode):
             raise OptionsError(f"option file {path} must be a YAML mapping such as `name: BSRN_x4`")
         origins: dict[KeyPath, str] = {}
-        return _Layer(_construct(loader, node, (), path, origins), origins)
+        shown = Path(os.path.normpath(path))
+        return _Layer(_construct(loader, node, (), shown, origins), origins)
     except yaml.YAMLError as error:
         raise OptionsError(f"option file {path} is not valid YAML: {error}") from error
     finally:

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from bam_plugin import __version__
+from bam_plugin.config import read_options
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model
@@ -41,12 +41,11 @@ class Conversion:
 
 
 def read_network_options(path: str | os.PathLike) -> dict[str, Any]:
-    """The `network_g` section of a BasicSR option file."""
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConversionError(f"{path}: not a readable option file ({error})") from None
-    section = options.get("network_g") if isinstance(options, dict) else None
+    """The `network_g` section of an option file, with its includes and its default method.
+
+    A training keeps an expanded copy of its file, with the method it used, in its folder under experiments/.
+    """
+    section = read_options(os.fspath(path)).values.get("network_g")
     if not isinstance(section, dict) or "type" not in section:
         raise ConversionError(f"{path}: no section network_g with a type; give the option file of its training")
     return section

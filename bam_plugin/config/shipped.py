@@ -1,0 +1,94 @@
+"""The option files that come with bam_plugin: where they are, what each reproduces, and a copy of them for the user.
+
+In a checkout they lie in `options/` beside the package; a wheel carries the same folder inside the package.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bam_plugin._files import atomic_path
+from bam_plugin.config.loader import read_options
+from bam_plugin.config.problems import OptionsError
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class ShippedFile:
+    """One option file for a training or a test."""
+
+    name: str
+    """Path below the options folder, such as `train/BSRN/train_BSRN_x4.yml`."""
+    path: Path
+    """Where it is now."""
+    about: str
+    """The first sentence of its comment."""
+    methods: dict[str, str] = field(default_factory=dict)
+    """Method -> what it reproduces; empty where the file has none."""
+
+    @property
+    def is_train(self) -> bool:
+        """Whether it is for a training, not for a test."""
+        return self.name.startswith("train/")
+
+
+def options_folder() -> Path:
+    """The folder that holds `train/`, `test/` and `base/`. Raises OptionsError when the installation lacks it."""
+    candidates = (_PACKAGE / "options", _PACKAGE.parent / "options")
+    for folder in candidates:
+        if (folder / "base").is_dir():
+            return folder
+    raise OptionsError(
+        f"the option files of bam_plugin are in none of {', '.join(map(str, candidates))}; install bam-plugin again"
+    )
+
+
+def shipped_files() -> list[ShippedFile]:
+    """All shipped option files, trainings first, by name."""
+    folder = options_folder()
+    paths = [path for kind in _FOLDERS for path in sorted((folder / kind).rglob("*.yml"))]
+    return [
+        ShippedFile(
+            name=path.relative_to(folder).as_posix(),
+            path=path,
+            about=_first_sentence(path),
+            methods=read_options(path).methods,
+        )
+        for path in paths
+    ]
+
+
+def copy_shipped(destination: str | Path) -> list[Path]:
+    """Copy the options folder to `destination`/options; returns the files written.
+
+    Raises OptionsError, and writes nothing, when a file is there already and differs.
+    """
+    source, target = options_folder(), Path(destination) / "options"
+    pairs = [(path, target / path.relative_to(source)) for path in _all_files(source)]
+    for path, copy in pairs:
+        if copy.exists() and copy.read_bytes() != path.read_bytes():
+            raise OptionsError(f"{copy} exists and differs; move it away, or choose another folder")
+    for path, copy in pairs:
+        with atomic_path(copy) as temporary:
+            shutil.copyfile(path, temporary)
+    return [copy for _, copy in pairs]
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    for name in ("base", *_FOLDERS):
+        yield from sorted((folder / name).rglob("*.yml"))
+
+
+def _first_sentence(path: Path) -> str:
+    """The comment at the top of the file, up to its first full stop."""
+    words = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        words.append(line.lstrip("# "))
+    return " ".join(words).partition(". ")[0].rstrip(".")
