@@ -231,7 +231,7 @@ def test_float_tiff_in_unit_range_is_read_and_others_refused(tmp_path):
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels[:, :, 0], values)
     for bad in (values * 255, (values * 70000).astype(np.int32)):
         Image.fromarray(bad).save(tmp_path / "b.tif")
-        with pytest.raises(images.UnsupportedPictureError):
+        with pytest.raises(images.UnsupportedPictureError, match=r"b\.tif: "):
             read_picture(tmp_path / "b.tif")
 
 

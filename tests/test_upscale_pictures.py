@@ -267,6 +267,7 @@ def test_a_picture_of_a_real_size_uses_several_tiles_when_memory_is_short(monkey
     upscaler = Upscaler(PackedModel(graph=graph, tensors={}), threads=1)
     steps: list[int] = []
     monkeypatch.setattr("bam_plugin.packed.upscaler.available_memory", lambda: 4 << 20)
+    monkeypatch.setattr("bam_plugin.packed.upscaler._LEAST_TILE_MEMORY", 1 << 20)
     image = _photo(300, 400, 1)
     large = upscaler.upscale(image, progress=steps.append)
     assert len(steps) > 1

@@ -130,7 +130,7 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
             picture.png_colour = _png_colour(content)
         pixels = _deep_pixels(image, content, raw_mode) if deep and image.mode != "F" else None
         if pixels is None:
-            pixels = _pixels(image, picture)
+            pixels = _pixels(image, picture, path)
         picture.pixels = _rotated(pixels, orientation)
     _drop_foreign_profile(picture)
     return picture
@@ -265,7 +265,7 @@ def _rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _pixels(image: Image.Image, picture: Picture) -> np.ndarray:
+def _pixels(image: Image.Image, picture: Picture, path: str | os.PathLike) -> np.ndarray:
     """Pixels of 8-bit and float pictures, (H, W, C)."""
     mode = image.mode
     if mode in ("I", "F") and image.format == "TIFF":
@@ -273,7 +273,7 @@ def _pixels(image: Image.Image, picture: Picture) -> np.ndarray:
         if mode == "I" or not (pixels.min() >= 0 and pixels.max() <= 1):
             kind = "32-bit integer" if mode == "I" else "float"
             raise UnsupportedPictureError(
-                f"a {kind} TIFF has no defined white; float values in [0, 1] or 16-bit integers were expected, "
+                f"{path}: a {kind} TIFF has no defined white; float values in [0, 1] or 16-bit integers were expected, "
                 f"found {pixels.min():g} to {pixels.max():g}"
             )
         return pixels.astype(np.float32)[:, :, None]
@@ -314,7 +314,7 @@ def _deep_pixels(image: Image.Image, content: bytes, raw_mode: str) -> np.ndarra
         return None
     decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None:
-        raise DamagedPictureError("the 16-bit pixels cannot be decoded")
+        raise ValueError("the 16-bit pixels cannot be decoded")
     if decoded.dtype != np.uint16:
         return None
     if image.format == "PPM" and (depth := _ppm_maximum(content)) != 65535:
