@@ -123,9 +123,14 @@ def _row(result: SetResult, scale: int, paper_method: str | None) -> dict:
             value = getattr(reference, metric) if reference else None
             row[f"{title}_{metric}"] = value
             known = value is not None and row[metric] is not None
-            row[f"{metric}_minus_{title}"] = round(row[metric] - value, digits) if known else None
+            row[f"{metric}_minus_{title}"] = _difference_of(row[metric], value, digits) if known else None
     row["paper_misprint"] = bool(paper and paper.misprint)
     return row
+
+
+def _difference_of(measured: float, printed: float, digits: int) -> float:
+    # Adding zero turns -0.0 into 0.0.
+    return round(measured - printed, digits) + 0.0
 
 
 def _markdown(rows: Sequence[dict], name: str, scale: int, paper_method: str | None, conventions: Sequence[str]) -> str:
@@ -138,7 +143,7 @@ def _markdown(rows: Sequence[dict], name: str, scale: int, paper_method: str | N
         lambda row: _pair(row, "bicubic"),
         lambda row: _difference(row, "bicubic"),
     ]
-    if paper_method:
+    if paper_method and paper_method != "Bicubic":
         headings += [f"{paper_method} (paper)", "difference"]
         columns += [
             lambda row: _pair(row, "paper") + (" (misprint?)" if row["paper_misprint"] else ""),
