@@ -1,0 +1,69 @@
+"""What a packed network is, as plain values: layers with their bits and bytes, totals, measured results, origin."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.graph import Node
+
+_KINDS = {"conv2d": "float conv", "binary_conv2d": "binary conv"}
+_ORIGIN = ("producer", "source_sha256", "source_key", "training", "terms")
+
+
+def describe(model: PackedModel, *, file_bytes: int) -> dict[str, object]:
+    """The facts of a packed network; everything in it is JSON.
+
+    `layers` lists the convolutions in order: name, kind, channels, kernel edge, weight bits, and the bytes of all their
+    tensors. `binary` and `float` add up the weights of one bit and all other numbers. `metrics` and `origin` are what
+    the maker recorded; `info` is all of it.
+    """
+    layers = [_layer(model, node) for node in model.graph.nodes if node.op in _KINDS]
+    binary_bytes = sum(model.tensors[node.tensors["weight"]].nbytes for node in _nodes(model, "binary_conv2d"))
+    tensor_bytes = sum(array.nbytes for array in model.tensors.values())
+    floats = sum(array.size for array in model.tensors.values() if array.dtype == "float32")
+    info = dict(model.metadata)
+    return {
+        "network": _network(info),
+        "scale": model.scale,
+        "channels": [model.num_in_ch, model.graph.num_out_ch],
+        "receptive_radius": model.receptive_radius,
+        "binary": {"weights": model.binary_bits, "bytes": binary_bytes},
+        "float": {"numbers": floats, "bytes": floats * 4},
+        "bytes": {"file": file_bytes, "tensors": tensor_bytes, "graph_and_facts": file_bytes - tensor_bytes},
+        "operations": dict(sorted(Counter(node.op for node in model.graph.nodes).items())),
+        "layers": layers,
+        "metrics": info.get("metrics"),
+        "origin": {name: info[name] for name in _ORIGIN if name in info},
+        "sha256": model.sha256,
+        "info": info,
+    }
+
+
+def _nodes(model: PackedModel, op: str) -> list[Node]:
+    return [node for node in model.graph.nodes if node.op == op]
+
+
+def _network(info: Mapping[str, object]) -> str | None:
+    """The network's registered name, where the maker recorded its options."""
+    section = info.get("network_g")
+    name = section.get("type") if isinstance(section, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _layer(model: PackedModel, node: Node) -> dict[str, object]:
+    types, weight = model.graph.types, model.tensors[node.tensors["weight"]]
+    channels, filters = types[node.inputs[0]].channels, weight.shape[0]
+    binary = node.op == "binary_conv2d"
+    kernel = int(node.attrs["kernel"]) if binary else weight.shape[2]
+    return {
+        "name": node.name,
+        "kind": _KINDS[node.op],
+        "channels": [channels, filters],
+        "kernel": kernel,
+        "weights": filters * channels * kernel**2,
+        "bits_per_weight": 1 if binary else 32,
+        "bytes": sum(model.tensors[name].nbytes for name in set(node.tensors.values())),
+        "magnification": types[node.output].up,
+    }
