@@ -1,22 +1,21 @@
 """Images in, training pairs and benchmark numbers out.
 
-`resize` (MATLAB's bicubic), `images` (reading any image file), `storage` (LMDBs and folders that are whole or not
-there), `prepare` (DIV2K, any folder, the benchmarks), `overlap` (is a training image in a benchmark?). Importing this
-package imports neither torch nor basicsr; the modules that register in BasicSR's registries are imported by
-`register()`.
+`resize` (MATLAB's bicubic), `images` (reading any image file), `storage` and `job` (LMDBs and folders that are whole or
+not there), `prepare` and `benchmarks` (DIV2K, any folder, the test sets), `overlap` (is a training image in a
+benchmark?), `paired_patch_dataset` and `metrics` (registered in BasicSR by `register()`). Importing this package
+imports neither torch nor basicsr; it only makes basicsr importable (`bam_plugin._compat.apply`).
 """
 
 from __future__ import annotations
 
 import importlib
 
-_REGISTERED = ("paired_patch_dataset", "metrics")
+from bam_plugin import _compat
+
+_compat.apply()
 
 
 def register() -> None:
     """Enter the datasets and metrics of this package in BasicSR's registries; calling it again does nothing."""
-    from bam_plugin import _compat
-
-    _compat.apply()
-    for name in _REGISTERED:
+    for name in ("paired_patch_dataset", "metrics"):
         importlib.import_module(f"{__name__}.{name}")
