@@ -1,0 +1,132 @@
+"""One HTML file with before/after sliders: open it anywhere, nothing is fetched.
+
+Each comparison lies in the page as two PNGs. The divider is an ordinary range input stretched over the picture, so it
+is dragged with a mouse or a finger and moved with the arrow keys alike. A content security policy forbids the page
+every connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from bam_plugin._files import atomic_path
+
+_PAGE = string.Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+  :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+  body { margin: 0 auto; max-width: 1200px; padding: 1rem; }
+  h1 { font-size: 1.4rem; }
+  figure { margin: 0 0 2.5rem; }
+  figcaption { margin-bottom: .4rem; }
+  .frame { overflow: auto; max-height: 85vh; border-radius: 6px; background: #8884; }
+  .pair { position: relative; --split: 50%; width: 100%; }
+  .pair img { display: block; width: 100%; image-rendering: auto; user-select: none; }
+  .zoomed .pair img { image-rendering: pixelated; }
+  .pair .after { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--split)); }
+  .pair .divider { position: absolute; top: 0; bottom: 0; left: var(--split); width: 2px; margin-left: -1px;
+    background: #fff; box-shadow: 0 0 3px #000; pointer-events: none; }
+  .pair .divider::after { content: "\\2194"; position: sticky; display: block; top: calc(50% - 1rem); width: 2rem;
+    height: 2rem; margin-left: calc(1px - 1rem); border-radius: 50%; background: #fff; color: #000;
+    text-align: center; line-height: 2rem; box-shadow: 0 0 4px #000; }
+  .pair input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
+  .pair input:focus-visible ~ .divider { outline: 3px solid #39f; }
+  .names { position: absolute; inset: .5rem .5rem auto; display: flex; justify-content: space-between;
+    pointer-events: none; }
+  .names span { padding: .1rem .5rem; border-radius: 4px; background: #000a; color: #fff; font-size: .85rem; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p>Drag across a picture, or focus it and use the arrow keys.
+  <label>Zoom <select id="zoom"><option value="">fit</option><option value="1">100 %</option>
+  <option value="2">200 %</option><option value="4">400 %</option></select></label></p>
+$figures
+<script>
+  for (const slider of document.querySelectorAll(".pair input")) {
+    const move = () => slider.parentElement.style.setProperty("--split", slider.value + "%");
+    slider.addEventListener("input", move);
+    move();
+  }
+  const zoom = document.getElementById("zoom");
+  zoom.addEventListener("change", () => {
+    document.body.classList.toggle("zoomed", zoom.value > 1);
+    for (const pair of document.querySelectorAll(".pair")) {
+      pair.style.width = zoom.value ? pair.querySelector("img").naturalWidth * zoom.value + "px" : "100%";
+    }
+  });
+</script>
+</body>
+</html>
+""")
+
+_FIGURE = string.Template("""<figure>
+<figcaption>$caption</figcaption>
+<div class="frame"><div class="pair">
+<img class="before" alt="$before_name: $caption" src="$before">
+<img class="after" alt="$after_name: $caption" src="$after">
+<input type="range" min="0" max="100" step="0.1" value="50"
+  aria-label="divider between $before_name and $after_name: $caption">
+<div class="divider"></div>
+<div class="names"><span>$before_name</span><span>$after_name</span></div>
+</div></div>
+</figure>""")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two pictures of one size, uint8 (H, W), (H, W, 3) or (H, W, 4), with a caption and a name for each."""
+
+    caption: str
+    before: np.ndarray
+    after: np.ndarray
+    before_name: str = "bicubic"
+    after_name: str = "network"
+
+
+def slider_page(comparisons: Sequence[Comparison], *, title: str) -> str:
+    """Return the HTML text. Raises ValueError when the two pictures of a comparison differ in size."""
+    figures = []
+    for item in comparisons:
+        if item.before.shape[:2] != item.after.shape[:2]:
+            raise ValueError(
+                f"{item.caption}: both pictures must have one size, {item.before.shape} and {item.after.shape}"
+            )
+        figures.append(
+            _FIGURE.substitute(
+                caption=html.escape(item.caption),
+                before_name=html.escape(item.before_name),
+                after_name=html.escape(item.after_name),
+                before=_data_uri(item.before),
+                after=_data_uri(item.after),
+            )
+        )
+    return _PAGE.substitute(title=html.escape(title), figures="\n".join(figures))
+
+
+def write_slider_page(path: str | os.PathLike, comparisons: Sequence[Comparison], *, title: str) -> None:
+    """Write the page to `path`, complete or not at all."""
+    text = slider_page(comparisons, title=title)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
