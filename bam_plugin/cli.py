@@ -25,6 +25,9 @@ COMMANDS = {
     "convert": "convert a training checkpoint to a bit-packed file",
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",
+    "compare": "draw a sheet of chosen images and methods, with PSNR and SSIM under each",
+    "enable": "let BasicSR's own train.py and test.py find this package (a start-up hook)",
+    "disable": "remove that start-up hook",
 }
 
 

@@ -8,23 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from training_options import tiny_options, write_options
+from training_options import changed, tiny_options, write_options
 
 from bam_plugin.config import OptionsError, load_options, prepare_arguments, read_options
-
-
-def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`options` with dotted keys set, or removed where the value is None."""
-    for dotted, value in changes.items():
-        *parents, last = dotted.split(".")
-        section = options
-        for name in parents:
-            section = section.setdefault(name, {})
-        if value is None:
-            section.pop(last)
-        else:
-            section[last] = value
-    return options
 
 
 def problems(path: str, **keywords: Any) -> dict[str, str]:

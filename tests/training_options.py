@@ -57,6 +57,20 @@ def tiny_options(pairs: Any, **train: Any) -> dict[str, Any]:
     }
 
 
+def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`options` with dotted keys set, or removed where the value is None."""
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        section = options
+        for name in parents:
+            section = section.setdefault(name, {})
+        if value is None:
+            section.pop(last)
+        else:
+            section[last] = value
+    return options
+
+
 def write_options(options: dict[str, Any], path: Path) -> str:
     """Write `options` as YAML and return the path as the command line takes it."""
     path.write_text(yaml.safe_dump(options, sort_keys=False))
