@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ _SPARE_MAP_BYTES = 1 << 24
 
 # The LMDBs that this process reads, by resolved path.
 _environments: dict[Path, Any] = {}
+_environments_lock = threading.Lock()
 
 
 class StorageError(BamError):
@@ -153,18 +155,20 @@ def open_lmdb(path: Path):
     since nobody writes and no locks are held.
     """
     path = path.resolve()
-    if path in _environments:
+    # Without the lock two threads could both find it closed.
+    with _environments_lock:
+        if path in _environments:
+            return _environments[path]
+        if not (path / "data.mdb").is_file():
+            raise StorageError(
+                f"expected an LMDB (a folder with data.mdb), found none at {path}: make it with `bam prepare`."
+            )
+        try:
+            # Without readahead: the images of a batch lie anywhere in the file.
+            _environments[path] = _lmdb().open(str(path), readonly=True, lock=False, readahead=False)
+        except lmdb_errors() as error:
+            raise StorageError(f"cannot open the LMDB at {path}: {error}") from error
         return _environments[path]
-    if not (path / "data.mdb").is_file():
-        raise StorageError(
-            f"expected an LMDB (a folder with data.mdb), found none at {path}: make it with `bam prepare`."
-        )
-    try:
-        # Without readahead: the images of a batch lie anywhere in the file.
-        _environments[path] = _lmdb().open(str(path), readonly=True, lock=False, readahead=False)
-    except lmdb_errors() as error:
-        raise StorageError(f"cannot open the LMDB at {path}: {error}") from error
-    return _environments[path]
 
 
 def close_lmdb(path: Path) -> None:
