@@ -1,0 +1,151 @@
+r"""`bam compare`: a sheet of chosen images and methods, with PSNR and SSIM under each, as papers print them.
+
+    bam compare --hr datasets/Set14/GTmod4 --scale 4 --images comic zebra \
+        --method BSRN=results/BSRN_bam_x4/visualization/Set14 --output sheet.png
+
+Methods are folders of result images named like the HR images, with or without a suffix (`comic.png`,
+`comic_BSRN_bam_x4.png`). Bicubic is always among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bam_plugin.errors import BamError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bam_plugin.data.sheet import Box, Comparison
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `bam compare`."""
+    parser.add_argument("--hr", type=Path, required=True, help="folder of HR images, such as datasets/Set14/GTmod4")
+    parser.add_argument("--scale", type=int, required=True, help="2, 3, 4, ...")
+    parser.add_argument(
+        "--method", type=_method, action="append", default=[], metavar="NAME=FOLDER", help="result images; repeatable"
+    )
+    parser.add_argument(
+        "--images", nargs="+", metavar="NAME", help="HR images without suffix (default: the first four)"
+    )
+    parser.add_argument(
+        "--box", type=_box, action="append", default=[], metavar="NAME=TOP,LEFT,HEIGHT,WIDTH",
+        help="what to enlarge, in HR pixels (default: where the methods differ most)",
+    )  # fmt: skip
+    parser.add_argument("--box-size", type=int, default=64, help="side of the boxes that are chosen (default: 64)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="default: comparison.png")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the sheet and print its values as a table; returns the exit code."""
+    from bam_plugin._files import atomic_path
+    from bam_plugin.data.images import encode_png, list_images
+    from bam_plugin.data.sheet import draw_sheet
+
+    if args.scale < 2 or args.box_size < 8:
+        raise BamError(f"expected --scale >= 2 and --box-size >= 8, found {args.scale} and {args.box_size}.")
+    targets = {path.stem: path for path in list_images(args.hr)}
+    names = args.images or sorted(targets)[:4]
+    boxes = dict(args.box)
+    unknown = [name for name in (*names, *boxes) if name not in targets]
+    if unknown:
+        raise BamError(f"no HR image {', '.join(unknown)} in {args.hr}; there are: {', '.join(sorted(targets)[:20])}.")
+    comparisons = [
+        _compare(
+            targets[name],
+            args.method,
+            scale=args.scale,
+            box=boxes.get(name),
+            box_size=args.box_size,
+            others=[other for other in targets if other != name],
+        )
+        for name in names
+    ]
+    with atomic_path(args.output) as path:
+        path.write_bytes(encode_png(draw_sheet(comparisons), level=6))
+    for comparison in comparisons:
+        for panel in comparison.panels[1:]:
+            sys.stdout.write(f"{comparison.name}\t{panel.title}\t{panel.psnr:.2f}\t{panel.ssim:.4f}\n")
+    sys.stderr.write(f"wrote {args.output}\n")
+    return 0
+
+
+def _compare(
+    target: Path,
+    methods: Sequence[tuple[str, Path]],
+    *,
+    scale: int,
+    box: Box | None,
+    box_size: int,
+    others: Sequence[str],
+) -> Comparison:
+    from bam_plugin._compat import require_basicsr
+    from bam_plugin.data.images import read_image
+    from bam_plugin.data.pairs import downscale
+    from bam_plugin.data.resize import imresize, mod_crop
+    from bam_plugin.data.sheet import Comparison, Panel, choose_box
+
+    require_basicsr()
+    from bam_plugin.data.metrics import calculate_psnr_y, calculate_ssim_y
+
+    grey_kept = mod_crop(read_image(target, keep_grey=True), scale)
+    hr = mod_crop(read_image(target), scale)
+    results = {"Bicubic": imresize(downscale(hr, scale), scale=scale)}
+    for name, folder in methods:
+        results[name] = read_result(folder, target.stem, hr, others=others)
+    panels = [
+        Panel(name, image, calculate_psnr_y(image, grey_kept, scale), calculate_ssim_y(image, grey_kept, scale))
+        for name, image in results.items()
+    ]
+    box = box or choose_box(hr, list(results.values()), box_size)
+    return Comparison(target.stem, [Panel("HR", hr), *panels], box)
+
+
+def read_result(folder: Path, stem: str, hr: np.ndarray, *, others: Sequence[str]) -> np.ndarray:
+    """The result for the image `stem` in `folder`, (H, W, 3) BGR, cut to the size of `hr`.
+
+    It is `stem.png` or `stem_SUFFIX.png`. A file that belongs to one of the `others`, the stems of the other HR images,
+    is not taken for it. Raises BamError unless there is exactly one and it is large enough.
+    """
+    from bam_plugin.data.images import list_images, read_image
+
+    longer = [other for other in others if other.startswith(f"{stem}_")]
+    found = [
+        path
+        for path in list_images(folder)
+        if _belongs(path.stem, stem) and not any(_belongs(path.stem, other) for other in longer)
+    ]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise BamError(f"expected one result {stem}.png or {stem}_SUFFIX.png in {folder}, found {names}.")
+    image = read_image(found[0])[: hr.shape[0], : hr.shape[1]]
+    if image.shape != hr.shape:
+        raise BamError(
+            f"{found[0]} is {image.shape[0]}x{image.shape[1]}, expected at least {hr.shape[0]}x{hr.shape[1]} as HR."
+        )
+    return image
+
+
+def _belongs(result: str, stem: str) -> bool:
+    return result == stem or result.startswith(f"{stem}_")
+
+
+def _method(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, found {text!r}")
+    return name, Path(folder)
+
+
+def _box(text: str) -> tuple[str, Box]:
+    name, _, numbers = text.partition("=")
+    try:
+        top, left, height, width = (int(number) for number in numbers.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=TOP,LEFT,HEIGHT,WIDTH, found {text!r}") from None
+    return name, (top, left, height, width)
