@@ -1,0 +1,190 @@
+"""Accumulation across a forward that we did not write: groups of binary convolutions inside a foreign network.
+
+Inside our own blocks the earlier filters and activations are handed on explicitly. A foreign network calls its
+convolutions one by one, so the members of a group meet in a frame instead: it is opened when the forward of the group's
+scope (the innermost module that contains all members) begins, closed when it ends, by return or by exception, and is
+never part of a module. So nothing is left after a forward, every call (nested, replicated, in another thread) has its
+own frame, and a checkpointed scope opens a new one when it is computed again.
+A member that finds no frame, or one of another kind of forward, raises GroupScopeError: the group crosses the border of
+a checkpointed segment, and its accumulation would lose gradients.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bam_plugin.errors import BamError
+from bam_plugin.nn.accumulation import ActivationScale
+from bam_plugin.nn.layers import BinaryLayer
+
+
+class GroupScopeError(BamError):
+    """A member of an accumulation group was called outside of the one forward that the group belongs to."""
+
+
+class GroupOrderError(BamError):
+    """The members of an accumulation group were not called once each and in their order."""
+
+
+class Group:
+    """The identity of one accumulation group; holds no tensor.
+
+    name: for messages. scope: name of the module whose forward opens the frame. size: number of members.
+    """
+
+    def __init__(self, *, name: str, scope: str, size: int) -> None:
+        self.name = name
+        self.scope = scope
+        self.size = size
+
+
+@dataclass
+class _Frame:
+    """What the members of a group have contributed so far to the running forward of its scope."""
+
+    with_gradient: bool
+    count: int = 0
+    total: Tensor | None = None
+    previous: tuple[Tensor, ...] = ()
+
+
+class _Frames(threading.local):
+    """The open frames of this thread, innermost last; a group that dies takes its frames along."""
+
+    def __init__(self) -> None:
+        self.of: weakref.WeakKeyDictionary[Group, list[_Frame]] = weakref.WeakKeyDictionary()
+
+
+_FRAMES = _Frames()
+
+
+def open_frames(group: Group) -> int:
+    """Number of open frames of `group` in this thread (0 outside of forwards)."""
+    return len(_FRAMES.of.get(group, ()))
+
+
+class ScopeEntry:
+    """Forward pre-hook of a scope: opens a frame."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Open the frame."""
+        _FRAMES.of.setdefault(self.group, []).append(_Frame(with_gradient=torch.is_grad_enabled()))
+
+
+class ScopeExit:
+    """Forward hook of a scope: closes the frame."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Close the frame."""
+        frames = _FRAMES.of.get(self.group)
+        if frames:
+            frames.pop()
+
+
+def open_scope(module: nn.Module, group: Group) -> None:
+    """Make each forward of `module` the scope of `group`."""
+    module.register_forward_pre_hook(ScopeEntry(group))
+    module.register_forward_hook(ScopeExit(group), always_call=True)
+
+
+class GroupedLayer(BinaryLayer):
+    """A binary layer in place of a convolution of a foreign network: y = layer(b_1 A_1 + ... + b_n A_n); eq. 3 and 9.
+
+    A_i is the input of member i, and an identity path adds A_n. The parameters of the convolution that it replaces load
+    by their old names: `weight` becomes `conv.weight`, `bias` stays `bias`, and what only the binary layer has keeps
+    its value.
+
+    Args:
+        group: the accumulation group, None for none; then the layer is a BinaryLayer.
+        index: 0-based position in the group.
+        accumulate_weights: use the latents of the earlier members (eq. 3).
+        beta: factors of eq. 9, None for no accumulation of activations.
+        options: of BinaryLayer.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: Group | None = None,
+        index: int = 0,
+        accumulate_weights: bool = True,
+        beta: ActivationScale | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(group_index=index if accumulate_weights else 0, **options)
+        self.group = group
+        self.index = index
+        self.accumulate_weights = accumulate_weights
+        self.beta = beta
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(N, I, H, W) -> (N, O, H', W')."""
+        if self.group is None:
+            return super().forward(x)
+        total, previous = self._take()
+        source = x
+        if self.beta is not None:
+            weighted = self.beta(x)
+            if weighted is x:
+                # The network may go on to change x in place.
+                weighted = x.clone()
+            source = weighted if total is None else total + weighted
+        self._put(source)
+        return super().forward(source, previous if self.accumulate_weights else (), x)
+
+    @torch.compiler.disable
+    def _take(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """What the earlier members left: the sum of their activations and their latents."""
+        group, frame = self._frame()
+        if frame.count != self.index:
+            raise GroupOrderError(
+                f"accumulation group {group.name}: member {self.index + 1} of {group.size} was called after "
+                f"{frame.count} others; groups need members that are called once each, in order: choose another "
+                "`group` in the recipe or exclude this convolution"
+            )
+        return frame.total, frame.previous
+
+    @torch.compiler.disable
+    def _put(self, total: Tensor) -> None:
+        group, frame = self._frame()
+        frame.count += 1
+        # The last member leaves nothing: no other reads it.
+        last = frame.count == group.size
+        frame.total = None if last or self.beta is None else total
+        frame.previous = () if last else (*frame.previous, self.conv.weight)
+
+    def _frame(self) -> tuple[Group, _Frame]:
+        group = self.group
+        assert group is not None
+        frames = _FRAMES.of.get(group)
+        if not frames or frames[-1].with_gradient != torch.is_grad_enabled():
+            where = group.scope or "the network itself"
+            raise GroupScopeError(
+                f"accumulation group {group.name}: member {self.index + 1} of {group.size} ran outside of "
+                f"the forward of its scope ({where}). Either gradient checkpointing covers a part of the group only: "
+                "checkpoint the whole scope, or choose a smaller `group` in the recipe; or a part of the network was "
+                "called by itself: call the scope"
+            )
+        return group, frames[-1]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        old, new = f"{prefix}weight", f"{prefix}conv.weight"
+        if old in state_dict and new not in state_dict:
+            state_dict[new] = state_dict.pop(old)
+            for name, value in self.state_dict().items():
+                state_dict.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state_dict, prefix, *args)

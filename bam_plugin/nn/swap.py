@@ -1,0 +1,323 @@
+"""Mixing: binary convolutions in a network that knows nothing of them.
+
+    report = binarize(network, {"binarizer": "bam", "exclude": ["*upsample*"]}, example=torch.rand(2, 3, 24, 24))
+    print(report)
+
+`binarize` replaces convolutions in place and returns a table of what was replaced and what was not, and why. With an
+`example` the network is watched while it runs, in training and in evaluation: then the groups follow the order of
+execution, and convolutions that evaluation bypasses or that work on a single pixel are noticed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bam_plugin.errors import BamError
+from bam_plugin.nn.accumulation import ActivationScale
+from bam_plugin.nn.binarizers import WEIGHT_BINARIZERS
+from bam_plugin.nn.grouping import Group, GroupedLayer, open_scope
+from bam_plugin.nn.methods import Method, make_method
+from bam_plugin.nn.watching import Watched, keep_training_form, watch
+
+
+class SwapError(BamError):
+    """A recipe is wrong, or leaves nothing to binarize in this network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to binarize in a network, and how."""
+
+    binarizer: str = "bam"
+    """Name in bam_plugin.nn.METHODS."""
+    weight_binarizer: str | None = None
+    """Replaces the weight side of the method."""
+    weight_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the weight binarizer."""
+    activation_binarizer: str | None = None
+    """Replaces the activation side of the method."""
+    activation_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the activation binarizer."""
+    include: Sequence[str] = ("*",)
+    """Patterns (fnmatch) of module names; a convolution must match one."""
+    exclude: Sequence[str] = ()
+    """Patterns of module names to leave out."""
+    kernel_sizes: Sequence[int] | None = (3,)
+    """Kernel sizes to binarize, None for all."""
+    keep_first_last: bool = True
+    """Leave the first and the last convolution of the network full precision."""
+    group: str | int = "parent"
+    """Accumulation groups: `parent` (within one module), n (n in a row), `all`, or `none`. Their convolutions have one
+    shape and, with an example, one map size."""
+    accumulate_weights: bool = True
+    """Eq. 3, where the weight binarizer accumulates."""
+    accumulate_activations: bool | None = None
+    """Eq. 9; None follows the method."""
+    beta: str = "spatial"
+    """Mode of the factors of eq. 9, see ActivationScale."""
+    beta_statistic: str = "mean_abs"
+    """Statistic of the factors of eq. 9."""
+    beta_init: float = 1.0
+    """Start of the factors of eq. 9."""
+    beta_offset: float | None = None
+    """Offset of the factors of eq. 9; None is 0, or 1 with the mode `one`."""
+    skip: bool | None = False
+    """Identity path around each binarized convolution that keeps its shape; None follows the method. For plain chains;
+    in residual blocks a second path around each convolution doubles the range from block to block."""
+    norm: bool | None = None
+    """BatchNorm2d after each binarized convolution; None follows the method."""
+    output_scale: str | None = "channel"
+    """Learned factor after each binarized convolution, see BinaryConv2d."""
+    output_scale_init: float = 0.1
+    """Start of that factor."""
+    latent_gain: float = 1.0
+    """Factor on the weights that the network has when it is binarized."""
+
+    def method(self) -> Method:
+        """The method with the replaced parts."""
+        return make_method(
+            self.binarizer,
+            weight=self.weight_binarizer,
+            weight_options=self.weight_options,
+            activation=self.activation_binarizer,
+            activation_options=self.activation_options,
+            accumulate=self.accumulate_activations,
+            skip=self.skip,
+        )
+
+
+@dataclass
+class Row:
+    """What became of one convolution."""
+
+    name: str
+    shape: str
+    binarized: bool
+    note: str
+    """The accumulation group and position, or why the convolution was kept."""
+
+
+@dataclass
+class SwapReport:
+    """The table of all convolutions of a network; `str` gives it as text."""
+
+    rows: list[Row]
+    others: dict[str, int]
+    """Class name -> number of other modules with parameters of their own, all kept."""
+
+    @property
+    def binarized(self) -> list[str]:
+        """Names of the binarized convolutions."""
+        return [row.name for row in self.rows if row.binarized]
+
+    def __str__(self) -> str:
+        name_width = max([len(row.name) for row in self.rows] + [6])
+        shape_width = max([len(row.shape) for row in self.rows] + [5])
+        lines = [f"{'module':<{name_width}}  {'shape':<{shape_width}}  kind   note"]
+        for row in self.rows:
+            kind = "binary" if row.binarized else "float "
+            lines.append(f"{row.name:<{name_width}}  {row.shape:<{shape_width}}  {kind} {row.note}".rstrip())
+        kept = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
+        lines.append(
+            f"{len(self.binarized)} of {len(self.rows)} convolutions binarized" + (f"; kept: {kept}" if kept else "")
+        )
+        return "\n".join(lines)
+
+
+def binarize(
+    module: nn.Module, recipe: Recipe | Mapping[str, Any] | None = None, *, example: Tensor | None = None
+) -> SwapReport:
+    """Replace convolutions of `module` by binary ones, in place, as `recipe` says.
+
+    The present weights become the latents. `example` is an input (N, C, H, W) with N of at least 2 that the module runs
+    on; it is recommended. Raises SwapError for a wrong recipe, or when no convolution qualifies.
+    """
+    recipe = as_recipe(recipe)
+    method = recipe.method()
+    watched = watch(module, example) if example is not None else None
+    convs = {name: part for name, part in module.named_modules() if isinstance(part, nn.modules.conv._ConvNd)}
+    order = list(convs)
+    if watched is not None:
+        position = {name: index for index, name in enumerate(watched.order)}
+        order.sort(key=lambda name: position.get(name, len(position)))
+    called = [name for name in order if watched is None or watched.counts[name]]
+    plain = [name for name in called if type(convs[name]) is nn.Conv2d]
+    ends = {plain[-1]: "last convolution", plain[0]: "first convolution"} if recipe.keep_first_last and plain else {}
+    reasons = {name: ends.get(name) or _reason_to_keep(module, name, convs[name], recipe, watched) for name in convs}
+    chosen = [name for name in order if reasons[name] is None]
+    if not chosen:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:8]) or "it has none"
+        raise SwapError(f"no convolution of {type(module).__name__} qualifies ({listed}); change the recipe")
+    notes = _replace(module, chosen, method, recipe, watched)
+    rows = [
+        Row(name, "x".join(map(str, convs[name].weight.shape)), name in notes, notes.get(name) or reasons[name] or "")
+        for name in order
+    ]
+    return SwapReport(rows=rows, others=_other_layers(module))
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | None) -> Recipe:
+    """A Recipe from its keywords (as an option file has them); unknown keywords and wrong values raise SwapError."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    known = [entry.name for entry in fields(Recipe)]
+    values = dict(recipe or {})
+    if unknown := sorted(set(values) - set(known)):
+        raise SwapError(f"a recipe has the keys {known}, found {unknown}")
+    for key in ("include", "exclude"):
+        if isinstance(values.get(key), str):
+            values[key] = (values[key],)
+    result = Recipe(**values)
+    group = result.group
+    if not (group in ("parent", "all", "none") or (type(group) is int and group > 0)):
+        raise SwapError(f"group must be 'parent', 'all', 'none' or a positive number, found {group!r}")
+    return result
+
+
+def _reason_to_keep(
+    module: nn.Module, name: str, conv: nn.Module, recipe: Recipe, watched: Watched | None
+) -> str | None:
+    """Why this convolution stays as it is, or None."""
+    if not name:
+        return "it is the network itself: wrap it in nn.Sequential"
+    if type(conv) is not nn.Conv2d:
+        return f"a {type(conv).__name__}, which may do more than nn.Conv2d"
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in recipe.include):
+        return "not included by the recipe"
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in recipe.exclude):
+        return "excluded by the recipe"
+    if conv.groups != 1:
+        return f"a grouped convolution ({conv.groups} groups)"
+    if set(conv.dilation) != {1}:
+        return f"a dilated convolution (by {conv.dilation[0]})"
+    if conv.padding_mode != "zeros":
+        return f"pads by {conv.padding_mode}, not zeros"
+    settings = (conv.kernel_size, conv.stride, conv.padding)
+    if any(isinstance(pair, str) or len(set(pair)) != 1 for pair in settings):
+        return "kernel, stride and padding must be equal in both directions"
+    if recipe.kernel_sizes is not None and conv.kernel_size[0] not in recipe.kernel_sizes:
+        return f"kernel size {conv.kernel_size[0]} is not in the recipe's {list(recipe.kernel_sizes)}"
+    if not conv.weight.requires_grad:
+        return "its weight is frozen"
+    names = [key for key, value in module.named_parameters(remove_duplicate=False) if value is conv.weight]
+    if len(names) > 1:
+        return f"its weight is also {next(key for key in names if key != f'{name}.weight')}"
+    return watched.reason_to_keep(name) if watched is not None else None
+
+
+def _replace(
+    module: nn.Module, chosen: list[str], method: Method, recipe: Recipe, watched: Watched | None
+) -> dict[str, str]:
+    """Replace the chosen convolutions; name -> note for the report."""
+    notes: dict[str, str] = {}
+    accumulates = method.accumulate or (recipe.accumulate_weights and WEIGHT_BINARIZERS[method.weight].accumulates)
+    for members in _groups(module, chosen, recipe if accumulates else None, watched):
+        group = None
+        if len(members) > 1:
+            scope = _scope(module, members, watched)
+            group = Group(name=f"{members[0]} .. {members[-1]}", scope=scope, size=len(members))
+            open_scope(module.get_submodule(scope), group)
+        for index, name in enumerate(members):
+            parent, _, child = name.rpartition(".")
+            owner = module.get_submodule(parent)
+            setattr(owner, child, _layer(module.get_submodule(name), method, recipe, group, index))
+            notes[name] = f"{index + 1} of {len(members)} in {group.name}" if group else "alone"
+            if watched is not None and name in watched.bypassed:
+                keep_training_form(owner)
+                notes[name] += f"; {parent} is evaluated in its training form"
+    return notes
+
+
+def _layer(conv: nn.Module, method: Method, recipe: Recipe, group: Group | None, index: int) -> GroupedLayer:
+    """The binary layer in place of `conv`, with its weight and bias."""
+    assert isinstance(conv, nn.Conv2d)
+    beta = None
+    if group is not None and method.accumulate:
+        offset = recipe.beta_offset
+        if offset is None:
+            offset = 1.0 if recipe.beta == "one" else 0.0
+        beta = ActivationScale(mode=recipe.beta, statistic=recipe.beta_statistic, init=recipe.beta_init, offset=offset)
+    layer = GroupedLayer(
+        group=group,
+        index=index,
+        accumulate_weights=recipe.accumulate_weights,
+        beta=beta,
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel_size=conv.kernel_size[0],
+        stride=conv.stride[0],
+        padding=int(conv.padding[0]),
+        method=method,
+        norm=recipe.norm,
+        bias=conv.bias is not None,
+        output_scale=recipe.output_scale,
+        output_scale_init=recipe.output_scale_init,
+    ).to(device=conv.weight.device, dtype=conv.weight.dtype)
+    with torch.no_grad():
+        layer.conv.weight.copy_(conv.weight * recipe.latent_gain)
+        if conv.bias is not None and layer.bias is not None:
+            layer.bias.copy_(conv.bias)
+    return layer.train(conv.training)
+
+
+def _groups(module: nn.Module, chosen: list[str], recipe: Recipe | None, watched: Watched | None) -> list[list[str]]:
+    """The chosen names, in groups; without recipe each by itself."""
+    if recipe is None or recipe.group == "none":
+        return [[name] for name in chosen]
+    groups: dict[Any, list[str]] = defaultdict(list)
+    run, last = 0, None
+    for name in chosen:
+        conv = module.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        kind: tuple[Any, ...] = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        if watched is not None:
+            kind += (watched.sizes[name],)
+            if watched.counts[name] > 1:
+                groups["repeated", name] = [name]
+                continue
+        if recipe.group == "parent":
+            key: Any = (name.rpartition(".")[0], kind)
+        elif recipe.group == "all":
+            key = kind
+        else:
+            if kind != last or len(groups[run]) == recipe.group:
+                run += 1
+            key, last = run, kind
+        groups[key].append(name)
+    return [members for members in groups.values() if members]
+
+
+def _scope(module: nn.Module, members: list[str], watched: Watched | None) -> str:
+    """Name of the innermost module that contains all members and is called itself."""
+    parts = [name.split(".")[:-1] for name in members]
+    common: list[str] = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    while common:
+        name = ".".join(common)
+        container = isinstance(module.get_submodule(name), (nn.ModuleList, nn.ModuleDict))
+        if not container and (watched is None or name in watched.called):
+            break
+        common.pop()
+    return ".".join(common)
+
+
+def _other_layers(module: nn.Module) -> dict[str, int]:
+    """Class name -> number of modules with own parameters that are no convolutions and no part of a binary layer."""
+    counts: dict[str, int] = defaultdict(int)
+    inside = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, GroupedLayer))
+    for name, part in module.named_modules():
+        if name.startswith(inside) or isinstance(part, (GroupedLayer, nn.modules.conv._ConvNd)):
+            continue
+        if next(part.parameters(recurse=False), None) is not None:
+            counts[type(part).__name__] += 1
+    return dict(counts)

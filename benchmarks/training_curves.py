@@ -1,0 +1,161 @@
+"""Do the networks learn? A short training of each network with each method, as curves.
+
+    python benchmarks/training_curves.py run --data DIR --out DIR     # one JSON file per run; finished ones are kept
+    python benchmarks/training_curves.py plot --out DIR --png docs/training_curves.png
+
+`--data` is a folder with T91 and Set5 (PNG images). Each run: batch 4, LR patch 24, x4, L1 loss, Adam, 200 iterations,
+the same patches for every method. A run records the loss of each iteration and the Set5 PSNR (Y channel, 8 bit, cropped
+by 4) at its end. Two hundred iterations show that gradients arrive, not which method wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
+from bam_plugin.data.resize import imresize
+
+SCALE, PATCH, BATCH = 4, 24, 4
+NETWORKS = ("VDSR", "SRResNet", "BSRN")
+METHODS = ("bam", "bnn", "dorefa", "abc", "none")
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """uint8 (H, W, 3), sides cropped to multiples of the scale."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1]
+    height, width = (side - side % SCALE for side in image.shape[:2])
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def read_pairs(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(HR, LR by MATLAB's bicubic), uint8, of every PNG that holds a patch."""
+    images = (read_rgb(path) for path in sorted(folder.glob("*.png")))
+    pairs = [(image, imresize(image, scale=1 / SCALE)) for image in images]
+    return [(high, low) for high, low in pairs if min(low.shape[:2]) >= PATCH]
+
+
+def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
+    """(N, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
+
+
+def sample(pairs: list[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    """One batch of (LR, HR) patches."""
+    low_patches, high_patches = [], []
+    for index in generator.integers(len(pairs), size=BATCH):
+        high, low = pairs[index]
+        row, column = (int(generator.integers(side - PATCH + 1)) for side in low.shape[:2])
+        low_patches.append(low[row : row + PATCH, column : column + PATCH])
+        row, column, size = row * SCALE, column * SCALE, PATCH * SCALE
+        high_patches.append(high[row : row + size, column : column + size])
+    return to_tensor(low_patches), to_tensor(high_patches)
+
+
+@torch.no_grad()
+def set5_psnr(network: torch.nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean PSNR of the 8-bit Y channel, cropped by the scale."""
+    from basicsr.metrics import calculate_psnr
+
+    network.eval()
+    values = []
+    for high, low in pairs:
+        out = network(to_tensor([low]))[0].permute(1, 2, 0).clamp(0, 1).mul(255).round().byte().numpy()
+        values.append(calculate_psnr(out[..., ::-1], high[..., ::-1], crop_border=SCALE, test_y_channel=True))
+    network.train()
+    return float(np.mean(values))
+
+
+def train(name: str, method: str, data: Path, iterations: int, lr: float) -> dict:
+    """Train one network and return its record."""
+    torch.manual_seed(0)
+    pairs, validation = read_pairs(data / "T91"), read_pairs(data / "Set5")
+    network = ARCH_REGISTRY.get(name)(upscale=SCALE, binarizer=None if method == "none" else method)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    generator = np.random.default_rng(0)
+    losses, start = [], time.perf_counter()
+    for _ in range(iterations):
+        low, high = sample(pairs, generator)
+        loss = (network(low) - high).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    seconds = (time.perf_counter() - start) / iterations
+    psnr = set5_psnr(network, validation)
+    return {"network": name, "method": method, "lr": lr, "losses": losses, "psnr": psnr, "seconds": seconds}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what is not yet in the output folder."""
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.networks:
+        for method in args.methods:
+            target = args.out / f"{name}_{method}.json"
+            if target.exists() or (name == "BSRN" and method == "none"):
+                continue
+            record = train(name, method, args.data, args.iterations, args.lr)
+            target.write_text(json.dumps(record))
+            late = np.mean(record["losses"][-20:])
+            print(
+                f"{name} {method}: L1 {np.mean(record['losses'][:20]):.4f} -> {late:.4f}, Set5 {record['psnr']:.2f}, "
+                f"{record['seconds']:.2f} s per iteration",
+                flush=True,
+            )
+
+
+def plot(args: argparse.Namespace) -> None:
+    """Draw the records as one picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(args.networks), figsize=(4.6 * len(args.networks), 3.8), sharey=True)
+    for axis, name in zip(axes, args.networks, strict=True):
+        for method in args.methods:
+            source = args.out / f"{name}_{method}.json"
+            if not source.exists():
+                continue
+            record = json.loads(source.read_text())
+            window = np.ones(15) / 15
+            smooth = np.convolve(record["losses"], window, mode="valid")
+            label = f"{'full precision' if method == 'none' else method} ({record['psnr']:.2f} dB)"
+            axis.plot(
+                np.arange(len(smooth)) + len(window), smooth, label=label, color="0.5" if method == "none" else None
+            )
+        axis.set(title=name, xlabel="iteration", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(title="method (Set5 x4)", fontsize=8, title_fontsize=8)
+    axes[0].set_ylabel("L1 loss, mean of 15 iterations")
+    figure.tight_layout()
+    figure.savefig(args.png, dpi=110)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "plot"))
+    parser.add_argument("--data", type=Path, help="folder with T91 and Set5")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--png", type=Path, default=Path("docs/training_curves.png"))
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    if args.command == "run" and args.data is None:
+        parser.error("run needs --data")
+    {"run": run, "plot": plot}[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
