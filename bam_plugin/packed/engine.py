@@ -1,22 +1,24 @@
-"""Runs a packed graph: one kernel per node, every map freed as soon as its last reader is done.
+"""Runs a packed graph, by compiled kernels where they are installed and by NumPy anywhere.
 
-Instruction sets: "reference" is the exact and slow truth (`reference.py`); "numpy" is the same with both convolutions
-by matrix multiplication, for installations without compiled kernels. The environment variable BAM_ISA chooses one when
-the caller does not.
+Instruction sets: "avx512", "avx2", "neon" and "portable" are the compiled kernels (`program.py`), equal to
+`reference.py` in every bit; "numpy" does both convolutions by matrix multiplication, for installations without a
+compiler; "reference" is the exact and slow truth. The environment variable BAM_ISA chooses one when the caller does not.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.packed import blas, reference
+from bam_plugin.packed import blas, kernels, reference
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
+from bam_plugin.packed.program import Program, Weights
 
 Kernel = Callable[..., np.ndarray]
 Observer = Callable[[str, np.ndarray], None]
@@ -46,7 +48,10 @@ ISA_VARIABLE = "BAM_ISA"
 
 def available_isas() -> list[str]:
     """Names that `Engine(isa=...)` accepts on this machine, fastest first."""
-    return ["numpy", "reference"]
+    compiled = list(kernels.compiled_isas())
+    # Without vector registers a matrix library is faster than portable C.
+    quick = [name for name in compiled if name != "portable"]
+    return [*quick, "numpy", *(name for name in compiled if name == "portable"), "reference"]
 
 
 def choose_isa(isa: str | None) -> str:
@@ -64,7 +69,7 @@ def choose_threads(threads: int | None) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if type(threads) is not int or threads < 1:
         raise EngineError(f"threads must be a positive integer, found {threads!r}")
-    return threads
+    return min(threads, kernels.MAX_THREADS)
 
 
 @dataclass(frozen=True)
@@ -75,35 +80,77 @@ class _Step:
     dead: tuple[str, ...]  # values that no later step reads
 
 
-def _last_reader(model: PackedModel) -> dict[str, int]:
-    last = {}
-    for index, node in enumerate(model.graph.nodes):
-        for name in node.inputs:
-            last[name] = index
-    return last
+class _ArrayRunner:
+    """One NumPy kernel per node; every map is freed as soon as its last reader is done."""
 
-
-class Engine:
-    """A packed network ready to run.
-
-    `isa` and `threads` are the choices in force. Results do not depend on `threads`.
-    """
-
-    def __init__(self, model: PackedModel, *, isa: str | None = None, threads: int | None = None):
-        self.model = model
-        self.isa = choose_isa(isa)
-        self.threads = choose_threads(threads)
-        last = _last_reader(model)
-        kernels = _KERNELS[self.isa]
+    def __init__(self, *, model: PackedModel, kernels: Mapping[str, Kernel]):
+        self._output = model.graph.output
+        last = {name: index for index, node in enumerate(model.graph.nodes) for name in node.inputs}
         self._steps = []
         for index, node in enumerate(model.graph.nodes):
             arguments: dict[str, object] = dict(node.attrs)
             arguments.update({role: model.tensors[name] for role, name in node.tensors.items()})
             if node.op == "binary_conv2d":
                 arguments["channels"] = model.graph.types[node.inputs[0]].channels
-            touched = {*node.inputs, node.name} - {model.graph.output}
+            touched = {*node.inputs, node.name} - {self._output}
             dead = tuple(name for name in touched if last.get(name, -1) <= index)
             self._steps.append(_Step(node, kernels[node.op], arguments, dead))
+
+    def run(self, image: np.ndarray, threads: int, observe: Observer | None) -> np.ndarray:
+        values = {INPUT: np.ascontiguousarray(image)}
+        for step in self._steps:
+            result = step.kernel(*(values[name] for name in step.node.inputs), **step.arguments)
+            values[step.node.name] = result
+            if observe is not None:
+                observe(step.node.name, result)
+            for name in step.dead:
+                values.pop(name, None)
+        return np.ascontiguousarray(values[self._output])
+
+
+class _CompiledRunner:
+    """Compiled kernels. The program of the last image size is kept: the next tile or picture often has the same."""
+
+    def __init__(self, *, model: PackedModel, isa: kernels.Isa):
+        self._model = model
+        self._weights = Weights(isa=isa)
+        self._program: Program | None = None
+        self._lock = threading.Lock()
+
+    def run(self, image: np.ndarray, threads: int, observe: Observer | None) -> np.ndarray:
+        height, width, _ = image.shape
+        if observe is not None:
+            program = Program(model=self._model, weights=self._weights, height=height, width=width, keep=True)
+            result = program.run(image, threads)
+            for node in self._model.graph.nodes:
+                observe(node.name, program.value(node.name))
+            return result
+        with self._lock:
+            program = self._program
+            if program is None or (program.height, program.width) != (height, width):
+                self._program = None  # frees the old buffers first
+                program = Program(model=self._model, weights=self._weights, height=height, width=width)
+                self._program = program
+            return program.run(image, threads)
+
+
+class Engine:
+    """A packed network ready to run.
+
+    `isa` and `threads` are the choices in force. Results do not depend on `threads`. One engine may be used from
+    several threads; its runs then wait for each other.
+    """
+
+    def __init__(self, model: PackedModel, *, isa: str | None = None, threads: int | None = None):
+        self.model = model
+        self.isa = choose_isa(isa)
+        self.threads = choose_threads(threads)
+        compiled = kernels.compiled_isas().get(self.isa)
+        self._runner = (
+            _ArrayRunner(model=model, kernels=_KERNELS[self.isa])
+            if compiled is None
+            else _CompiledRunner(model=model, isa=compiled)
+        )
 
     def run(self, image: np.ndarray, *, observe: Observer | None = None) -> np.ndarray:
         """Upscale one image: float32 (H, W, C) -> float32 (H * scale, W * scale, C_out), not clipped.
@@ -117,12 +164,4 @@ class Engine:
             raise EngineError(f"the engine takes a float32 array (H, W, {channels}), found {found}")
         if image.shape[2] != channels or 0 in image.shape:
             raise EngineError(f"the network takes images of shape (H, W, {channels}), found {image.shape}")
-        values = {INPUT: np.ascontiguousarray(image)}
-        for step in self._steps:
-            result = step.kernel(*(values[name] for name in step.node.inputs), **step.arguments)
-            values[step.node.name] = result
-            if observe is not None:
-                observe(step.node.name, result)
-            for name in step.dead:
-                values.pop(name, None)
-        return np.ascontiguousarray(values[self.model.graph.output])
+        return self._runner.run(image, self.threads, observe)

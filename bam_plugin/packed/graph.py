@@ -21,6 +21,7 @@ INPUT = "input"  # name of the graph's one input value
 MAX_NODES = 100_000
 MAX_CHANNELS = 1 << 16
 MAX_KERNEL = 31
+_LARGEST = float(np.finfo(np.float32).max)
 MAX_UP = 16  # largest magnification inside a graph, so that a forged file cannot ask for endless memory
 
 
@@ -120,9 +121,10 @@ class _Call:
     def number(self, name: str) -> float:
         self._seen_attrs.add(name)
         value = self.node.attrs.get(name)
-        if type(value) not in (int, float) or not math.isfinite(value) or float(np.float32(value)) != value:
-            raise self.fault(f"needs the attribute {name} as a float32 number, found {value!r}")
-        return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+            if float(np.float32(value)) == value:
+                return float(value)
+        raise self.fault(f"needs the attribute {name} as a float32 number, found {value!r}")
 
     def choice(self, name: str, options: tuple[str, ...]) -> str:
         self._seen_attrs.add(name)

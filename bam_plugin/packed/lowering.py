@@ -91,7 +91,7 @@ class _Lowering:
         self.where = ""
 
     def run(self) -> Graph:
-        # A forward may assign to its module (EDSR: self.mean = self.mean.type_as(x)): trace a copy, keep the values here.
+        # A forward may assign to its module (EDSR: self.mean = self.mean.type_as(x)): trace a copy, keep values here.
         twin = copy.deepcopy(self.network)
         try:
             traced = _Tracer().trace(twin)
@@ -158,9 +158,15 @@ class _Lowering:
             raise ConversionError(f"{self.where}: cannot be lowered ({error})") from error
 
     def add(
-        self, op: str, *inputs: _Value, name: str | None = None, attrs: dict | None = None, **tensors: Any
+        self,
+        op: str,
+        *inputs: _Value,
+        name: str | None = None,
+        attrs: dict[str, Any] | None = None,
+        tensors: dict[str, np.ndarray] | None = None,
     ) -> _Value:
-        return _Value(self.builder.add(op, name or self.where, *(v.name for v in inputs), attrs=attrs, tensors=tensors))
+        names = (value.name for value in inputs)
+        return _Value(self.builder.add(op, name or self.where, *names, attrs=attrs, tensors=tensors))
 
     def channels(self, value: _Value) -> int:
         return self.builder.types[value.name].channels
@@ -187,7 +193,7 @@ class _Lowering:
             tensors["bias"] = _array(module.bias, self.where)
         numbers = sum(array.size for array in tensors.values())
         self.row("Conv2d", tensors["weight"].shape, 32 * numbers, 4 * numbers, "full-precision layer of the network")
-        return self.add("conv2d", x, **tensors)
+        return self.add("conv2d", x, tensors=tensors)
 
     def binary_conv(self, module: BinaryConv2d, x: _Value, previous: tuple[Tensor, ...] = ()) -> _Value:
         if module.stride != 1 or module.padding != module.kernel_size // 2:
@@ -199,7 +205,7 @@ class _Lowering:
             nbytes += packed.nbytes
             scale = np.broadcast_to(_array(scale, self.where), packed.shape[:1])
             attrs = {"kernel": module.kernel_size}
-            term = self.add("binary_conv2d", signs, attrs=attrs, weight=packed, scale=scale)
+            term = self.add("binary_conv2d", signs, attrs=attrs, tensors={"weight": packed, "scale": scale})
             total = term if total is None else self.add("add", total, term)
         self.row("BinaryConv2d", shape, 32 * math.prod(shape), nbytes, "packed")
         assert total is not None
@@ -210,16 +216,16 @@ class _Lowering:
         if not isinstance(activation, BatchNormSign):
             raise ConversionError(f"{path}: the activation binarizer {type(activation).__name__} cannot be packed yet")
         threshold, flip = sign_thresholds(*_norm_affine(activation.norm, path))
-        return self.add("threshold", x, name=path, threshold=threshold, flip=flip)
+        return self.add("threshold", x, name=path, tensors={"threshold": threshold, "flip": flip})
 
     def norm(self, module: nn.BatchNorm2d, x: _Value) -> _Value:
         scale, shift = _norm_affine(module, self.where)
         self.row("BatchNorm2d", scale.shape, 128 * scale.size, 8 * scale.size, "full-precision layer of the network")
-        return self.add("affine", x, scale=scale, shift=shift)
+        return self.add("affine", x, tensors={"scale": scale, "shift": shift})
 
     def prelu(self, module: nn.PReLU, x: _Value) -> _Value:
         slope = np.broadcast_to(_array(module.weight, self.where), (self.channels(x),))
-        return self.add("prelu", x, slope=slope)
+        return self.add("prelu", x, tensors={"slope": slope})
 
     def leaky_relu(self, x: _Value, negative_slope: float = 0.01, inplace: bool = False) -> _Value:
         return self.add("leaky_relu", x, attrs={"slope": float(np.float32(negative_slope))})
@@ -261,7 +267,11 @@ class _Lowering:
             return self.add("add", left, right)
         value, constant = (left, right) if isinstance(left, _Value) else (right, left)
         shift = self._per_channel(constant, value)
-        return self.add("affine", value, scale=np.ones_like(shift), shift=shift) if np.any(shift) else value
+        return (
+            self.add("affine", value, tensors={"scale": np.ones_like(shift), "shift": shift})
+            if np.any(shift)
+            else value
+        )
 
     def minus(self, left: Any, right: Any) -> _Value:
         return self.plus(left, self.times(right, -1) if isinstance(right, _Value) else -right)
@@ -273,7 +283,7 @@ class _Lowering:
         factors = self._per_channel(constant, value)
         if np.all(factors == factors[0]):
             return value if factors[0] == 1 else self.add("scale", value, attrs={"factor": float(factors[0])})
-        return self.add("affine", value, scale=factors, shift=np.zeros_like(factors))
+        return self.add("affine", value, tensors={"scale": factors, "shift": np.zeros_like(factors)})
 
     def divide(self, left: _Value, right: Any) -> _Value:
         if not isinstance(left, _Value) or isinstance(right, _Value):

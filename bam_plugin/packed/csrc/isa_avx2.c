@@ -1,0 +1,52 @@
+/* AVX2 with FMA: 8 output channels per register; bits are counted with a table of nibbles in a byte shuffle. */
+#include "bam.h"
+
+#ifdef BAM_BUILD_AVX2
+#include <immintrin.h>
+#include <string.h>
+
+#define BAM_LANES 8
+typedef __m256 VF;
+typedef __m256i VI, VW, VC;
+#define vf_load(p) _mm256_loadu_ps(p)
+#define vf_store(p, v) _mm256_storeu_ps(p, v)
+#define vf_set1(x) _mm256_set1_ps(x)
+#define vf_add(a, b) _mm256_add_ps(a, b)
+#define vf_mul(a, b) _mm256_mul_ps(a, b)
+#define vf_abs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
+#define vf_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define vf_ge_bits(x, t) ((unsigned)_mm256_movemask_ps(_mm256_cmp_ps(x, t, _CMP_GE_OQ)))
+#define vi_load(p) _mm256_loadu_si256((const __m256i *)(p))
+#define vi_sub(a, b) _mm256_sub_epi32(a, b)
+#define vi_to_vf(a) _mm256_cvtepi32_ps(a)
+#define vi_merge(even, odd) _mm256_or_si256(even, _mm256_slli_epi64(odd, 32))
+#define vw_load(p) _mm256_loadu_si256(p)
+#define vw_set1(x) _mm256_set1_epi64x((long long)(x))
+#define vc_zero() _mm256_setzero_si256()
+#define vc_flush(total, part) _mm256_add_epi64(total, _mm256_sad_epu8(part, _mm256_setzero_si256()))
+#define VC_STEPS 31 /* a byte of a partial count grows by at most 8 in a step */
+
+static inline __attribute__((always_inline)) __m256i vc_count(__m256i counts, __m256i a, __m256i b) {
+    const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2,
+                                           2, 3, 2, 3, 3, 4);
+    const __m256i nibble = _mm256_set1_epi8(15), x = _mm256_xor_si256(a, b);
+    const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
+    const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+    return _mm256_add_epi8(counts, _mm256_add_epi8(low, high));
+}
+#define BAM_MAX_VECTORS 2
+#define BAM_PIXELS(v) ((v) == 1 ? 10 : 6)
+static inline unsigned vf_bits_load(const uint8_t *p) {
+    uint8_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+static inline void vf_bits_store(uint8_t *p, unsigned value) {
+    const uint8_t bits = (uint8_t)value;
+    memcpy(p, &bits, sizeof bits);
+}
+#include "tile_ops.h"
+
+static int supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+const bam_isa bam_isa_avx2 = {"avx2", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};
+#endif

@@ -1,0 +1,48 @@
+/* AVX-512 with VPOPCNTDQ: 16 output channels per register. */
+#include "bam.h"
+
+#ifdef BAM_BUILD_AVX512
+#include <immintrin.h>
+#include <string.h>
+
+#define BAM_LANES 16
+typedef __m512 VF;
+typedef __m512i VI, VW, VC;
+#define vf_load(p) _mm512_loadu_ps(p)
+#define vf_store(p, v) _mm512_storeu_ps(p, v)
+#define vf_set1(x) _mm512_set1_ps(x)
+#define vf_add(a, b) _mm512_add_ps(a, b)
+#define vf_mul(a, b) _mm512_mul_ps(a, b)
+#define vf_abs(a) _mm512_abs_ps(a)
+#define vf_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define vf_ge_bits(x, t) ((unsigned)_mm512_cmp_ps_mask(x, t, _CMP_GE_OQ))
+#define vi_load(p) _mm512_loadu_si512(p)
+#define vi_sub(a, b) _mm512_sub_epi32(a, b)
+#define vi_to_vf(a) _mm512_cvtepi32_ps(a)
+#define vi_merge(even, odd) _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA)
+#define vw_load(p) _mm512_loadu_si512(p)
+#define vw_set1(x) _mm512_set1_epi64((long long)(x))
+#define vc_zero() _mm512_setzero_si512()
+#define vc_count(c, a, b) _mm512_add_epi64(c, _mm512_popcnt_epi64(_mm512_xor_si512(a, b)))
+#define vc_flush(total, part) _mm512_add_epi64(total, part)
+#define VC_STEPS (1 << 30)
+#define BAM_MAX_VECTORS 4
+#define BAM_PIXELS(v) ((v) == 1 ? 16 : (v) == 2 ? 12 : (v) == 3 ? 8 : 6)
+static inline unsigned vf_bits_load(const uint8_t *p) {
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+static inline void vf_bits_store(uint8_t *p, unsigned value) {
+    const uint16_t bits = (uint16_t)value;
+    memcpy(p, &bits, sizeof bits);
+}
+#include "tile_ops.h"
+
+static int supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vpopcntdq");
+}
+const bam_isa bam_isa_avx512 = {"avx512", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};
+#endif

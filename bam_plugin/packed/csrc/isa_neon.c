@@ -1,0 +1,48 @@
+/* NEON of 64-bit ARM: 4 output channels per register. */
+#include "bam.h"
+
+#ifdef BAM_BUILD_NEON
+#include <arm_neon.h>
+
+#define BAM_LANES 4
+typedef float32x4_t VF;
+typedef int32x4_t VI;
+typedef uint64x2_t VW;
+typedef uint8x16_t VC;
+#define vf_load(p) vld1q_f32(p)
+#define vf_store(p, v) vst1q_f32(p, v)
+#define vf_set1(x) vdupq_n_f32(x)
+#define vf_add(a, b) vaddq_f32(a, b)
+#define vf_mul(a, b) vmulq_f32(a, b)
+#define vf_abs(a) vabsq_f32(a)
+#define vf_fma(a, b, c) vfmaq_f32(c, a, b)
+#define vf_bits_load(p) 0u
+#define vf_bits_store(p, b) ((void)(p), (void)(b))
+#define vi_load(p) vld1q_s32(p)
+#define vi_sub(a, b) vsubq_s32(a, b)
+#define vi_to_vf(a) vcvtq_f32_s32(a)
+#define vw_load(p) vld1q_u64((const uint64_t *)(p))
+#define vw_set1(x) vdupq_n_u64(x)
+#define vc_zero() vdupq_n_u8(0)
+#define vc_count(c, a, b) vaddq_u8(c, vcntq_u8(vreinterpretq_u8_u64(veorq_u64(a, b))))
+#define VC_STEPS 31 /* a byte of a partial count grows by at most 8 in a step */
+
+static inline __attribute__((always_inline)) uint8x16_t vc_flush(uint8x16_t total, uint8x16_t part) {
+    const uint64x2_t sums = vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(part)));
+    return vreinterpretq_u8_u64(vaddq_u64(vreinterpretq_u64_u8(total), sums));
+}
+static inline __attribute__((always_inline)) int32x4_t vi_merge(uint8x16_t even, uint8x16_t odd) {
+    const uint64x2_t high = vshlq_n_u64(vreinterpretq_u64_u8(odd), 32);
+    return vreinterpretq_s32_u64(vorrq_u64(vreinterpretq_u64_u8(even), high));
+}
+static inline __attribute__((always_inline)) unsigned vf_ge_bits(float32x4_t x, float32x4_t t) {
+    const uint32_t weights[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgeq_f32(x, t), vld1q_u32(weights)));
+}
+#define BAM_MAX_VECTORS 4
+#define BAM_PIXELS(v) ((v) == 1 ? 16 : (v) == 2 ? 12 : (v) == 3 ? 8 : 6)
+#include "tile_ops.h"
+
+static int supported(void) { return 1; }
+const bam_isa bam_isa_neon = {"neon", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};
+#endif

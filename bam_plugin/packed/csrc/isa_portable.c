@@ -1,0 +1,53 @@
+/* Portable C11: 4 output channels in an array; the library's fmaf and a bit count by masks. */
+#include "bam.h"
+
+#include <math.h>
+#include <string.h>
+
+#define BAM_LANES 4
+typedef struct { float v[4]; } VF;
+typedef struct { int32_t v[4]; } VI;
+typedef struct { uint64_t v[2]; } VW;
+typedef struct { uint64_t v[2]; } VC;
+#define FN static inline
+FN VF vf_load(const float *p) { VF r; memcpy(r.v, p, sizeof r.v); return r; }
+FN void vf_store(float *p, VF a) { memcpy(p, a.v, sizeof a.v); }
+FN VF vf_set1(float x) { VF r = {{x, x, x, x}}; return r; }
+FN VF vf_add(VF a, VF b) { for (int l = 0; l < 4; l++) a.v[l] += b.v[l]; return a; }
+FN VF vf_mul(VF a, VF b) { for (int l = 0; l < 4; l++) a.v[l] *= b.v[l]; return a; }
+FN VF vf_abs(VF a) { for (int l = 0; l < 4; l++) a.v[l] = fabsf(a.v[l]); return a; }
+FN VF vf_fma(VF a, VF b, VF c) { for (int l = 0; l < 4; l++) c.v[l] = fmaf(a.v[l], b.v[l], c.v[l]); return c; }
+FN unsigned vf_ge_bits(VF x, VF t) {
+    unsigned bits = 0;
+    for (int l = 0; l < 4; l++) bits |= (unsigned)(x.v[l] >= t.v[l]) << l;
+    return bits;
+}
+#define vf_bits_load(p) 0u
+#define vf_bits_store(p, b) ((void)(p), (void)(b))
+FN VI vi_load(const int32_t *p) { VI r; memcpy(r.v, p, sizeof r.v); return r; }
+FN VI vi_sub(VI a, VI b) { for (int l = 0; l < 4; l++) a.v[l] -= b.v[l]; return a; }
+FN VF vi_to_vf(VI a) { VF r; for (int l = 0; l < 4; l++) r.v[l] = (float)a.v[l]; return r; }
+FN VW vw_load(const VW *p) { return *p; }
+FN VW vw_set1(uint64_t x) { VW r = {{x, x}}; return r; }
+FN VC vc_zero(void) { VC r = {{0, 0}}; return r; }
+FN uint64_t popcount(uint64_t x) {
+    x -= x >> 1 & 0x5555555555555555u;
+    x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
+    return ((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56;
+}
+FN VC vc_count(VC c, VW a, VW b) {
+    for (int l = 0; l < 2; l++) c.v[l] += popcount(a.v[l] ^ b.v[l]);
+    return c;
+}
+FN VC vc_flush(VC total, VC part) { for (int l = 0; l < 2; l++) total.v[l] += part.v[l]; return total; }
+FN VI vi_merge(VC even, VC odd) {
+    VI r = {{(int32_t)even.v[0], (int32_t)odd.v[0], (int32_t)even.v[1], (int32_t)odd.v[1]}};
+    return r;
+}
+#define VC_STEPS (1 << 30)
+#define BAM_MAX_VECTORS 2
+#define BAM_PIXELS(v) 2
+#include "tile_ops.h"
+
+static int supported(void) { return 1; }
+const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};

@@ -1,0 +1,187 @@
+"""Which nodes of a graph run as one operation on a tile.
+
+Three patterns are recognised, all of them exact (the fused operation rounds where its parts do):
+- binary_conv2d + add: the convolution adds onto the identity path;
+- binary_conv2d [+ add] + threshold: the sum becomes bits while it is in a register, and is stored only if read again;
+- channel_mean + scale [+ affine by an offset] + mul [+ add] [+ threshold]: a weighed term of an accumulated activation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bam_plugin.packed import kernels
+from bam_plugin.packed.graph import Graph, Node
+from bam_plugin.packed.reference import resize_taps
+
+_CODES = {
+    "binary_conv2d": kernels.BINARY_CONV,
+    "conv2d": kernels.CONV,
+    "threshold": kernels.THRESHOLD,
+    "relu": kernels.RELU,
+    "leaky_relu": kernels.LEAKY_RELU,
+    "prelu": kernels.PRELU,
+    "affine": kernels.AFFINE,
+    "add": kernels.ADD,
+    "mul": kernels.MUL,
+    "scale": kernels.SCALE,
+    "clamp": kernels.CLAMP,
+    "channel_mean": kernels.MEAN,
+    "pixel_shuffle": kernels.SHUFFLE,
+    "resize": kernels.RESIZE,
+}
+
+
+@dataclass
+class TileOp:
+    """One operation on a tile. `in0`, `in1`, `out0`, `out1` are names of values; roles as in csrc/bam.h.
+
+    `floats` and `integers` fill f0.. and i0..; `arrays` holds the tensors by role.
+    """
+
+    code: int
+    in0: str
+    out0: str | None
+    in1: str | None = None
+    out1: str | None = None
+    kernel: int = 1
+    floats: tuple[float, ...] = ()
+    integers: tuple[int, ...] = ()
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the values that are read."""
+        return [name for name in (self.in0, self.in1) if name is not None]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the values that are made."""
+        return [name for name in (self.out0, self.out1) if name is not None]
+
+    def reach(self) -> int | None:
+        """Rows around a row that `in0` is read at; None where only the pixel itself is."""
+        if self.code in (kernels.BINARY_CONV, kernels.CONV):
+            return self.kernel // 2 if self.kernel > 1 else None
+        return 2 if self.code == kernels.RESIZE else None
+
+
+def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> TileOp:
+    """The operation of one node alone."""
+    arrays = {role: tensors[name] for role, name in node.tensors.items()}
+    types = graph.types
+    op = TileOp(_CODES[node.op], node.inputs[0], node.name, arrays=arrays)
+    attrs = node.attrs
+    if node.op == "binary_conv2d":
+        op.kernel = int(attrs["kernel"])
+    elif node.op == "conv2d":
+        op.kernel = arrays["weight"].shape[2]
+    elif node.op in ("add", "mul"):
+        left, right = node.inputs
+        wide, narrow = (left, right) if types[left].channels >= types[right].channels else (right, left)
+        op.in0, op.in1 = wide, narrow
+        op.integers = (int(types[wide].channels != types[narrow].channels),)
+    elif node.op == "leaky_relu":
+        op.floats = (float(attrs["slope"]),)
+    elif node.op == "scale":
+        op.floats = (float(attrs["factor"]),)
+    elif node.op == "clamp":
+        op.floats = (float(attrs["low"]), float(attrs["high"]))
+    elif node.op == "channel_mean":
+        op.floats = (float(np.float32(1 / types[node.inputs[0]].channels)),)
+        op.integers = (int(attrs["statistic"] == "mean_abs"),)
+    elif node.op == "pixel_shuffle":
+        op.integers = (int(attrs["factor"]), 0)
+    elif node.op == "resize":
+        offsets, weights = resize_taps(str(attrs["mode"]), int(attrs["factor"]))
+        op.integers = (int(attrs["factor"]), weights.shape[1])
+        op.arrays = {"offsets": offsets.astype(np.int32), "weights": weights}
+    return op
+
+
+class _Fuser:
+    """Goes over the graph once, notes which nodes vanish into others and what runs in their place."""
+
+    def __init__(self, *, graph: Graph, tensors: Mapping[str, np.ndarray]):
+        self.graph = graph
+        self.tensors = tensors
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.readers: dict[str, list[Node]] = defaultdict(list)
+        for node in graph.nodes:
+            for name in set(node.inputs):
+                self.readers[name].append(node)
+        self.absorbed: set[str] = set()
+        self.replaced: dict[str, TileOp] = {}  # by the node at whose place the fused operation runs
+
+    def only_reader(self, name: str) -> Node | None:
+        """The one node that reads the value, if there is exactly one and nobody outside reads it."""
+        readers = self.readers[name]
+        return readers[0] if len(readers) == 1 and name != self.graph.output else None
+
+    def run(self) -> list[TileOp]:
+        for node in self.graph.nodes:
+            if node.op == "binary_conv2d":
+                self.fuse_conv(node)
+            elif node.op == "mul":
+                self.fuse_weight(node)
+        ops = []
+        for node in self.graph.nodes:
+            if node.name in self.replaced:
+                ops.append(self.replaced[node.name])
+            elif node.name not in self.absorbed:
+                ops.append(_base_op(node, self.graph, self.tensors))
+        return ops
+
+    def fuse_conv(self, node: Node) -> None:
+        self.extend(node, _base_op(node, self.graph, self.tensors))
+
+    def extend(self, node: Node, op: TileOp) -> None:
+        """Let `op`, which makes the value of `node`, take over an addition and a threshold behind it."""
+        value = node.name
+        reader = self.only_reader(value)
+        if reader is not None and reader.op == "add" and reader.name not in self.replaced:
+            left, right = reader.inputs
+            other = right if left == value else left
+            if left != right and self.graph.types[other].channels == self.graph.types[value].channels:
+                op.in1, op.out0 = other, reader.name
+                self.absorbed.add(value)
+                value = reader.name
+        threshold = next((reader for reader in self.readers[value] if reader.op == "threshold"), None)
+        if threshold is not None:
+            op.out1 = threshold.name
+            op.arrays |= {role: self.tensors[name] for role, name in threshold.tensors.items()}
+            self.absorbed.add(threshold.name)
+        self.replaced[value] = op
+
+    def fuse_weight(self, node: Node) -> None:
+        for value, factor in (node.inputs, node.inputs[::-1]):
+            chain: list[Node] = []  # from the factor back to the mean
+            while len(chain) < 3 and factor in self.nodes and self.only_reader(factor) is not None:
+                chain.append(self.nodes[factor])
+                factor = chain[-1].inputs[0]
+                if chain[-1].op == "channel_mean":
+                    break
+            kinds = [item.op for item in chain]
+            if kinds not in (["scale", "channel_mean"], ["affine", "scale", "channel_mean"]) or factor != value:
+                continue
+            offset = -0.0  # adding it changes no number, not even a zero
+            if kinds[0] == "affine":
+                if self.tensors[chain[0].tensors["scale"]][0] != 1:
+                    continue
+                offset = float(self.tensors[chain[0].tensors["shift"]][0])
+            mean = _base_op(chain[-1], self.graph, self.tensors)
+            floats = (mean.floats[0], float(chain[-2].attrs["factor"]), offset)
+            self.absorbed.update(item.name for item in chain)
+            self.extend(node, TileOp(kernels.WEIGH, value, node.name, floats=floats, integers=mean.integers))
+            return
+
+
+def tile_ops(graph: Graph, tensors: Mapping[str, np.ndarray], *, fuse: bool = True) -> list[TileOp]:
+    """The operations of a graph in order of execution; one per node with `fuse=False`."""
+    if not fuse:
+        return [_base_op(node, graph, tensors) for node in graph.nodes]
+    return _Fuser(graph=graph, tensors=tensors).run()

@@ -1,0 +1,206 @@
+"""The compiled kernels behind one door: loads the library, mirrors its structs, repacks weights, checks what goes in.
+
+The C side (`csrc/bam.h`) trusts its callers; every array reaches it through the functions here and in `program.py`,
+which fix dtype, shape and contiguity. Calls go through ctypes, which releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_uint8, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bam_plugin.packed.errors import EngineError
+from bam_plugin.packed.reference import unpack_filters
+
+_log = logging.getLogger(__name__)
+ABI_VERSION = 1
+MAX_THREADS = 256
+GROUP = 16  # floats: wide pixels are padded to a multiple of this
+NARROW = 8  # pixels of fewer channels are stored without padding
+
+# Codes of csrc/bam.h
+BINARY_CONV, CONV, THRESHOLD, RELU, LEAKY_RELU, PRELU, AFFINE, ADD = range(8)
+MUL, SCALE, CLAMP, MEAN, SHUFFLE, RESIZE, WEIGH = range(8, 15)
+
+
+class Map(ctypes.Structure):
+    """bam_map"""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("zeros", c_void_p),
+        ("row_stride", c_int64),
+        ("pixel_stride", c_int64),
+        ("row0", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("pad", c_int32),
+    ]
+
+
+class Ref(ctypes.Structure):
+    """bam_ref: in a map (map >= 0), in scratch memory (-1) or nowhere (-2)."""
+
+    _fields_ = [("map", c_int32), ("offset", c_int32)]
+
+
+class Op(ctypes.Structure):
+    """bam_op"""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("code", "in_channels", "out_channels", "kernel")),
+        *((name, Ref) for name in ("in0", "in1", "out0", "out1")),
+        *((name, c_float) for name in ("f0", "f1", "f2")),
+        *((name, c_int32) for name in ("i0", "i1")),
+        *((f"p{index}", c_void_p) for index in range(7)),
+    ]
+
+
+class Stage(ctypes.Structure):
+    """bam_stage"""
+
+    _fields_ = [
+        ("ops", POINTER(Op)),
+        *((name, c_int32) for name in ("op_count", "width", "row_begin", "row_end", "tile")),
+    ]
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set of the library. `lanes` and `max_vectors` fix the layout of repacked weights."""
+
+    name: str
+    index: int
+    lanes: int
+    max_vectors: int
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The library, or None where it was not built or does not fit this version of the package."""
+    for path in sorted(Path(__file__).parent.glob("_kernels*")):
+        if path.suffix not in (".so", ".pyd", ".dll", ".dylib"):
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.bam_abi_version() != ABI_VERSION:
+                raise OSError(f"ABI version {library.bam_abi_version()}, expected {ABI_VERSION}")
+            sizes = [library.bam_sizeof(kind) for kind in range(3)]
+            if sizes != [ctypes.sizeof(kind) for kind in (Map, Op, Stage)]:
+                raise OSError(f"struct sizes {sizes} differ")
+        except (OSError, AttributeError) as error:
+            _log.warning("%s: cannot be used (%s); install the package again to rebuild it", path, error)
+            continue
+        library.bam_isa_name.restype = c_char_p
+        library.bam_run.argtypes = [c_int, POINTER(Stage), c_int, POINTER(Map), POINTER(c_uint8), c_int64, c_int]
+        return library
+    return None
+
+
+@functools.cache
+def compiled_isas() -> dict[str, Isa]:
+    """The compiled instruction sets that this processor can run, fastest first; empty without the library."""
+    library = _library()
+    if library is None:
+        return {}
+    found = {}
+    for index in range(library.bam_isa_count()):
+        if library.bam_isa_supported(index):
+            name = library.bam_isa_name(index).decode()
+            found[name] = Isa(name, index, library.bam_isa_lanes(index), library.bam_isa_max_vectors(index))
+    return found
+
+
+def run_stages(isa: Isa, stages: ctypes.Array, maps: ctypes.Array, scratch: np.ndarray, threads: int) -> None:
+    """Run stages in order. `scratch` is uint8 (threads, bytes), 64-byte aligned rows."""
+    library = _library()
+    assert library is not None
+    assert scratch.dtype == np.uint8 and scratch.shape[0] >= threads and scratch.flags.c_contiguous
+    pointer = scratch.ctypes.data_as(POINTER(c_uint8))
+    if library.bam_run(isa.index, stages, len(stages), maps, pointer, scratch.shape[1], threads):
+        raise EngineError("out of memory while starting the kernels")
+
+
+def stride_of(channels: int) -> int:
+    """Floats per pixel of a float map with so many channels."""
+    return channels if channels < NARROW else -(-channels // GROUP) * GROUP
+
+
+def _blocks(channels: int, lanes: int) -> int:
+    return -(-stride_of(channels) // lanes)
+
+
+def padded_channels(values: np.ndarray, lanes: int, fill: float = 0) -> np.ndarray:
+    """A float32 parameter per channel, padded to whole registers and to whole pixels."""
+    size = max(_blocks(len(values), lanes) * lanes, stride_of(len(values)))
+    result = np.full(size, fill, dtype=np.float32)
+    result[: len(values)] = values
+    return result
+
+
+def repack_binary(weight: np.ndarray, kernel: int, channels: int, lanes: int) -> np.ndarray:
+    """The file's filters as words (blocks, steps, 2, lanes / 2): even channels of a block, then odd ones.
+
+    A step is one word of one tap, in the order in which a row of pixels holds them.
+    """
+    bits = unpack_filters(weight, kernel, channels)
+    words = -(-channels // 64)
+    padded = np.zeros((_blocks(len(bits), lanes) * lanes, kernel * kernel, words * 64), dtype=bool)
+    padded[: len(bits), :, :channels] = bits.reshape(len(bits), kernel * kernel, channels)
+    packed = np.packbits(padded, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
+    packed = packed.reshape(-1, lanes // 2, 2, kernel * kernel * words)  # block, pair, even or odd, step
+    return np.ascontiguousarray(packed.transpose(0, 3, 2, 1))
+
+
+def repack_conv(weight: np.ndarray, isa: Isa) -> np.ndarray:
+    """(O, I, k, k) as consecutive chunks of (k * k * I, lanes of the chunk), the order in which the kernel reads."""
+    out, steps = weight.shape[0], weight[0].size
+    blocks = _blocks(out, isa.lanes)
+    table = np.zeros((steps, blocks * isa.lanes), dtype=np.float32)
+    table[:, :out] = weight.transpose(2, 3, 1, 0).reshape(steps, out)
+    width = isa.max_vectors * isa.lanes
+    return np.concatenate([table[:, at : at + width].ravel() for at in range(0, table.shape[1], width)])
+
+
+def border_classes(size: int, kernel: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Class of each position along an axis, and the taps [first, last) that lie inside the map for each class."""
+    half = kernel // 2
+    at = np.arange(size)
+    first, last = np.maximum(0, half - at), np.minimum(kernel, size + half - at)
+    pairs, index = np.unique(np.stack([first, last], axis=1), axis=0, return_inverse=True)
+    return np.ascontiguousarray(index.reshape(-1), dtype=np.int32), [(int(a), int(b)) for a, b in pairs]
+
+
+def border_bases(
+    weight: np.ndarray,
+    kernel: int,
+    channels: int,
+    lanes: int,
+    rows: list[tuple[int, int]],
+    columns: list[tuple[int, int]],
+) -> np.ndarray:
+    """int32 (row classes, column classes, out): dot = base - 2 popcount over all taps, padded taps counted as words 0.
+
+    base = valid taps * C + 2 popcount(filter on padded taps).
+    """
+    ones = unpack_filters(weight, kernel, channels).sum(axis=-1, dtype=np.int64)
+    bases = np.zeros((len(rows), len(columns), _blocks(len(ones), lanes) * lanes), dtype=np.int32)
+    for y, (top, bottom) in enumerate(rows):
+        for x, (left, right) in enumerate(columns):
+            inside = ones[:, top:bottom, left:right].sum(axis=(1, 2))
+            valid = (bottom - top) * (right - left) * channels
+            bases[y, x, : len(ones)] = valid + 2 * (ones.sum(axis=(1, 2)) - inside)
+    return bases
+
+
+def flip_words(flip: np.ndarray) -> np.ndarray:
+    """What is xored to the comparison bits of a pixel to get its words (bit 1 = negative, padding 0)."""
+    padded = np.zeros(-(-len(flip) // 64) * 64, dtype=bool)
+    padded[: len(flip)] = flip == 0
+    return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)

@@ -1,0 +1,149 @@
+"""Cuts a network into stages: runs of operations that a tile can go through while it stays in the cache.
+
+A value that is read at neighbouring pixels must be whole before its reader starts, so a spatial operation opens a new
+stage; everything pointwise joins the stage of its latest operand. Values that leave their stage are maps, all others
+live in a tile's scratch memory. The stages behind the last binary convolution (the tail, whose maps are large) can run
+strip by strip; `StagePlan.strip_rows` says which rows each stage must make for a strip of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bam_plugin.packed import kernels
+from bam_plugin.packed.fusion import TileOp
+from bam_plugin.packed.graph import INPUT, Graph, ValueType
+
+
+@dataclass
+class StageOps:
+    """One stage: `up` is the magnification at which it runs, `whole` names the maps that it makes."""
+
+    up: int
+    ops: list[TileOp] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StagePlan:
+    """All stages in order. `pads` holds the zero pixels that each map needs at the ends of its rows.
+
+    `tail` is the index of the first stage that may run in strips. `last_use` is the last stage that reads a map.
+    """
+
+    stages: list[StageOps]
+    pads: dict[str, int]
+    tail: int
+    last_use: dict[str, int]
+
+    def may_overwrite(self, at: int, old: str, new: str) -> bool:
+        """Whether stage `at`, which makes the map `new`, may write it over `old`, which nothing reads later.
+
+        It may if `old` is read at the written pixel alone and not after the write. A convolution reads its operand once
+        per block of output channels, so it is through with a pixel only when it is done.
+        """
+        ops = self.stages[at].ops
+        written = next(index for index, op in enumerate(ops) if new in op.outputs)
+        for index, op in enumerate(ops):
+            if old not in op.inputs:
+                continue
+            convolved = old == op.in0 and op.code in (kernels.BINARY_CONV, kernels.CONV)
+            if op.reach() is not None and old == op.in0:
+                return False
+            if index > written or (index == written and convolved):
+                return False
+        return True
+
+    def strip_rows(self, graph: Graph, height: int, first: int, last: int) -> list[tuple[int, int]]:
+        """Rows [begin, end) of each tail stage that the input rows [first, last) of the result need.
+
+        In rows of the stage's own magnification, cut at the picture. A map may be read a few rows further than
+        needed; a row computed twice costs time, a row missing would be wrong.
+        """
+        wanted: dict[str, tuple[int, int]] = {}
+        types = graph.types
+        wanted[graph.output] = (first * graph.scale, last * graph.scale)
+        rows = []
+        for stage in reversed(self.stages[self.tail :]):
+            spans = []
+            for name in stage.whole:
+                if name in wanted:
+                    low, high = wanted[name]
+                    ratio = types[name].up // stage.up  # a shuffled map is finer than its stage
+                    spans.append((low // ratio, -(-high // ratio)))
+            begin = max(0, min((low for low, _ in spans), default=0))
+            end = min(height * stage.up, max((high for _, high in spans), default=0))
+            rows.append((begin, end))
+            for op in stage.ops:
+                for name in op.inputs:
+                    reach = op.reach() if name == op.in0 else None
+                    ratio = op.integers[0] if op.code == kernels.RESIZE else 1
+                    need = (begin // ratio - (reach or 0), -(-end // ratio) + (reach or 0))
+                    old = wanted.get(name, need)
+                    wanted[name] = (min(old[0], need[0]), max(old[1], need[1]))
+        return rows[::-1]
+
+
+def _stage_up(op: TileOp, types: Mapping[str, ValueType]) -> int:
+    """Magnification at which an operation runs: that of its result, but of its operand where it spreads pixels."""
+    name = op.in0 if op.code == kernels.SHUFFLE else op.outputs[0]
+    return types[name].up
+
+
+def _levels(ops: list[TileOp]) -> list[int]:
+    """The stage number of each operation: as early as possible, resizes as late as possible."""
+    made_at: dict[str, int] = {INPUT: -1}
+    shuffled: set[str] = set()
+    levels = []
+    for op in ops:
+        level = 0
+        for name in op.inputs:
+            whole = (name == op.in0 and op.reach() is not None) or name in shuffled
+            level = max(level, made_at[name] + 1 if whole else made_at[name])
+        levels.append(level)
+        made_at.update({name: level for name in op.outputs})
+        if op.code == kernels.SHUFFLE:
+            shuffled.update(op.outputs)
+    # The input is at hand all the time, its magnified copy need not be: make it where it is read.
+    for index, op in enumerate(ops):
+        if op.code == kernels.RESIZE and op.in0 == INPUT:
+            readers = [
+                levels[at] - int(op.out0 == reader.in0 and reader.reach() is not None)
+                for at, reader in enumerate(ops)
+                if op.out0 in reader.inputs
+            ]
+            if readers:
+                levels[index] = max(levels[index], min(readers))
+    return levels
+
+
+def plan_stages(graph: Graph, ops: list[TileOp], *, keep: bool = False) -> StagePlan:
+    """Cut `ops` into stages. With `keep` every value becomes a map, so that all of them can be looked at."""
+    types = graph.types
+    levels = _levels(ops)
+    keys = sorted({(level, _stage_up(op, types)) for level, op in zip(levels, ops, strict=True)})
+    number = {key: index for index, key in enumerate(keys)}
+    stages = [StageOps(up=up) for _, up in keys]
+    home: dict[str, int] = {INPUT: -1}
+    whole: set[str] = {graph.output}
+    pads: dict[str, int] = {INPUT: 0}
+    last_use: dict[str, int] = {}
+    for level, op in zip(levels, ops, strict=True):
+        at = number[level, _stage_up(op, types)]
+        stages[at].ops.append(op)
+        home.update({name: at for name in op.outputs})
+        if op.code == kernels.SHUFFLE or keep:
+            whole.update(op.outputs)
+        for name in op.inputs:
+            spatial = name == op.in0 and op.reach() is not None
+            if spatial and op.code != kernels.RESIZE:
+                pads[name] = max(pads.get(name, 0), op.kernel // 2)
+            if spatial or home[name] != at:
+                whole.add(name)
+            last_use[name] = max(at, last_use.get(name, -1))
+    for stage in stages:
+        stage.whole = [name for op in stage.ops for name in op.outputs if name in whole]
+    binary = [at for at, stage in enumerate(stages) if any(op.code == kernels.BINARY_CONV for op in stage.ops)]
+    tail = len(stages) if keep else binary[-1] + 1 if binary else 0
+    return StagePlan(stages=stages, pads=pads, tail=tail, last_use=last_use)

@@ -1,0 +1,218 @@
+"""The compiled kernels against the reference: equal in every bit, for every instruction set that this machine runs."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from packed_models import (
+    binary_layer,
+    float_layer,
+    lb_block,
+    random_floats,
+    residual_block,
+    small_model,
+    spatial_beta,
+)
+
+from bam_plugin.packed import Engine, program
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.fusion import tile_ops
+from bam_plugin.packed.graph import GraphBuilder
+from bam_plugin.packed.kernels import compiled_isas
+from bam_plugin.packed.stages import plan_stages
+
+ISAS = list(compiled_isas())
+pytestmark = pytest.mark.skipif(not ISAS, reason="the C kernels were not built (no C compiler at installation)")
+
+
+def built(make, *, channels: int, seed: int = 0) -> PackedModel:
+    """A model of `channels` input channels whose output `make(builder, generator, input)` returns."""
+    builder, generator = GraphBuilder(num_in_ch=channels), np.random.default_rng(seed)
+    graph = builder.finish(make(builder, generator, builder.input))
+    return PackedModel(graph=graph, tensors=builder.tensors)
+
+
+def picture(height: int, width: int, channels: int, seed: int = 1) -> np.ndarray:
+    return random_floats(np.random.default_rng(seed), height, width, channels)
+
+
+def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def check(model: PackedModel, image: np.ndarray, *, threads: tuple[int, ...] = (1, 3)) -> None:
+    """Every value of every instruction set, and the fused result at several thread counts."""
+    expected: dict[str, np.ndarray] = {}
+    result = Engine(model, isa="reference").run(
+        image, observe=lambda name, value: expected.update({name: value.copy()})
+    )
+    for isa in ISAS:
+        found: dict[str, np.ndarray] = {}
+        engine = Engine(model, isa=isa, threads=1)
+        kept = engine.run(image, observe=lambda name, value, found=found: found.update({name: value}))
+        assert same_bits(kept, result), isa
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert same_bits(found[name], value), (isa, name)
+        for count in threads:
+            assert same_bits(Engine(model, isa=isa, threads=count).run(image), result), (isa, count)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("channels", [1, 2, 7, 8, 17, 48, 63, 64, 65, 128, 200, 512])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (6, 50)])
+def test_binary_convolution(kernel, channels, size):
+    if channels == 512 and size == (6, 50):
+        size = (2, 50)
+    out = {1: 3, 7: 70, 512: 20}.get(channels, channels)
+    model = built(lambda b, g, x: binary_layer(b, g, x, "conv", out=out, kernel=kernel), channels=channels)
+    check(model, picture(*size, channels))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 9])
+@pytest.mark.parametrize(("channels", "out"), [(1, 1), (3, 5), (5, 8), (12, 3), (17, 40), (48, 48), (20, 130)])
+def test_float_convolution(kernel, channels, out):
+    if kernel * kernel * channels > 1000:
+        channels = 16
+    model = built(lambda b, g, x: float_layer(b, g, x, "conv", out=out, kernel=kernel), channels=channels)
+    check(model, picture(4, 29, channels))
+
+
+def without_bias(builder, generator, value):
+    weight = random_floats(generator, 6, builder.types[value].channels, 3, 3)
+    return builder.add("conv2d", "conv", value, tensors={"weight": weight})
+
+
+def per_channel(builder, generator, value, *roles):
+    return {role: random_floats(generator, builder.types[value].channels) for role in roles}
+
+
+OPS = {
+    "conv without bias": without_bias,
+    "relu": lambda b, g, x: b.add("relu", "op", x),
+    "leaky_relu": lambda b, g, x: b.add("leaky_relu", "op", x, attrs={"slope": 0.125}),
+    "prelu": lambda b, g, x: b.add("prelu", "op", x, tensors=per_channel(b, g, x, "slope")),
+    "affine": lambda b, g, x: b.add("affine", "op", x, tensors=per_channel(b, g, x, "scale", "shift")),
+    "scale": lambda b, g, x: b.add("scale", "op", x, attrs={"factor": float(np.float32(0.1))}),
+    "clamp": lambda b, g, x: b.add("clamp", "op", x, attrs={"low": -0.5, "high": 0.25}),
+    "add": lambda b, g, x: b.add("add", "op", x, b.add("relu", "other", x)),
+    "mul": lambda b, g, x: b.add("mul", "op", x, b.add("relu", "other", x)),
+    "add one channel": lambda b, g, x: b.add(
+        "add", "op", b.add("channel_mean", "m", x, attrs={"statistic": "mean"}), x
+    ),
+    "mul one channel": lambda b, g, x: b.add(
+        "mul", "op", x, b.add("channel_mean", "m", x, attrs={"statistic": "mean"})
+    ),
+    "mean_abs": lambda b, g, x: b.add("channel_mean", "op", x, attrs={"statistic": "mean_abs"}),
+    "spatial beta": lambda b, g, x: spatial_beta(b, x, "beta", factor=0.3, offset=0.5),
+    "nearest": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 2, "mode": "nearest"}),
+    "bilinear": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 3, "mode": "bilinear"}),
+    "bicubic": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 4, "mode": "bicubic"}),
+    "lb block": lambda b, g, x: lb_block(b, g, x, "block"),
+    "lb block 5x5": lambda b, g, x: lb_block(b, g, lb_block(b, g, x, "first", kernel=5), "second"),
+    "residual block": lambda b, g, x: residual_block(b, g, residual_block(b, g, x, "first"), "second"),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12, 16, 48, 50, 100])
+@pytest.mark.parametrize("name", OPS)
+def test_operations(name, channels):
+    model = built(OPS[name], channels=channels)
+    image = picture(3, 53, channels)
+    image[0, 0] = 0.0
+    image[1, :3] = -0.0
+    check(model, image)
+
+
+@pytest.mark.parametrize(("channels", "factor"), [(1, 2), (3, 4), (8, 2), (12, 3)])
+def test_pixel_shuffle_after_anything(channels, factor):
+    def make(builder, generator, value):
+        value = float_layer(builder, generator, value, "conv", out=channels * factor**2)
+        value = builder.add("relu", "act", value)
+        value = builder.add("pixel_shuffle", "shuffle", value, attrs={"factor": factor})
+        return float_layer(builder, generator, value, "tail", out=2)
+
+    check(built(make, channels=4), picture(5, 7, 4))
+
+
+@pytest.mark.parametrize("channels", [5, 12, 48, 64, 72])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (17, 23), (5, 121)])
+def test_whole_networks(channels, size):
+    model = small_model(channels=channels, scale=3)
+    check(model, np.random.default_rng(0).random((*size, 3)).astype(np.float32))
+
+
+def test_strips_do_not_show(monkeypatch):
+    """The tail in strips of 8 rows, across two magnifications, equals the tail in one piece."""
+
+    def make(builder, generator, value):
+        skip = builder.add("resize", "skip", value, attrs={"factor": 4, "mode": "bicubic"})
+        value = float_layer(builder, generator, value, "head", out=16)
+        value = lb_block(builder, generator, value, "block")
+        for index in range(2):
+            value = float_layer(builder, generator, value, f"up{index}", out=32, kernel=5)
+            value = builder.add("pixel_shuffle", f"shuffle{index}", value, attrs={"factor": 2})
+        return builder.add("add", "sum", float_layer(builder, generator, value, "tail", out=3), skip)
+
+    model = built(make, channels=3)
+    image = picture(37, 11, 3)
+    whole = Engine(model, isa=ISAS[0]).run(image)
+    monkeypatch.setattr(program, "STRIP_BYTES", 1)
+    strips = program.Program(model=model, weights=program.Weights(isa=compiled_isas()[ISAS[0]]), height=37, width=11)
+    assert len(strips._strips) == 5
+    assert same_bits(strips.run(image, 2), whole)
+    assert same_bits(strips.run(image, 1), whole)  # a second run finds nothing of the first
+    assert same_bits(whole, Engine(model, isa="reference").run(image))
+
+
+def test_fusion_finds_the_body():
+    """An LB block is one stage of six operations: three convolutions with their sums and signs, and three weighings."""
+    model = built(lambda b, g, x: lb_block(b, g, lb_block(b, g, x, "one"), "two"), channels=48)
+    ops = tile_ops(model.graph, model.tensors)
+    assert len(ops) == 1 + 2 * 5
+    stages = plan_stages(model.graph, ops).stages
+    assert [len(stage.ops) for stage in stages] == [1, 5, 5]
+    # Between two blocks only the sum and its signs are written.
+    assert [len(stage.whole) for stage in stages] == [1, 2, 1]
+
+
+def test_buffers_of_a_deep_body_are_shared():
+    def make(builder, generator, value):
+        for index in range(6):
+            value = lb_block(builder, generator, value, f"block{index}")
+        return value
+
+    model = built(make, channels=16)
+    made = program.Program(model=model, weights=program.Weights(isa=compiled_isas()[ISAS[0]]), height=9, width=9)
+    addresses = {buffer.data.ctypes.data for buffer in made._buffers.values()}
+    assert len(made._buffers) == 13  # the input, six sums and six maps of signs
+    assert len(addresses) <= 5  # input, output, one sum, two maps of signs
+
+
+def test_one_engine_serves_many_threads_and_sizes():
+    model = small_model(channels=16)
+    engine = Engine(model, isa=ISAS[0], threads=2)
+    images = [picture(3 + index, 20 - index, 3, seed=index) for index in range(6)]
+    expected = [Engine(model, isa=ISAS[-1], threads=1).run(image) for image in images]
+    found: dict[int, np.ndarray] = {}
+
+    def work(index: int) -> None:
+        for _ in range(3):
+            found[index] = engine.run(images[index])
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(same_bits(found[index], expected[index]) for index in range(6))
+
+
+def test_result_is_the_callers_own():
+    engine = Engine(small_model(channels=8), isa=ISAS[0])
+    first = engine.run(picture(5, 5, 3))
+    copy = first.copy()
+    engine.run(picture(5, 5, 3, seed=9))
+    assert np.array_equal(first, copy)
