@@ -282,6 +282,17 @@ def test_no_usable_image_leaves_nothing_behind(tmp_path: Path) -> None:
         prepare_training_set([], tmp_path / "out", **QUIET)
 
 
+def test_cut_jpeg_is_refused_and_appended_data_is_not(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.jpg", picture(5, 80, 80)).read_bytes()
+    for part in (0.5, 0.9, 0.999):
+        (tmp_path / "cut.jpg").write_bytes(whole[: int(len(whole) * part)])
+        with pytest.raises(BamError, match=r"cut\.jpg"):
+            read_image(tmp_path / "cut.jpg")
+    # As the video behind a phone's motion photo, which may hold the bytes of a marker.
+    (tmp_path / "more.jpg").write_bytes(whole + b"video \xff\xda video")
+    np.testing.assert_array_equal(read_image(tmp_path / "more.jpg"), read_image(tmp_path / "whole.jpg"))
+
+
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     from PIL import Image
 

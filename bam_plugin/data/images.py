@@ -8,6 +8,7 @@ and the stored colours are kept, EXIF rotation is applied, grey becomes three eq
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import unicodedata
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from bam_plugin.errors import BamError
 
@@ -55,15 +57,15 @@ def read_image(path: str | os.PathLike, *, keep_grey: bool = False) -> np.ndarra
     """
     path = Path(path)
     try:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
+        content = path.read_bytes()
     except OSError as error:
         raise ImageReadError(f"cannot read {path}: {error.strerror}.") from error
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR if keep_grey else cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR
     try:
-        image = cv2.imdecode(content, flags) if content.size else None
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error:
         image = None
-    if image is None:
+    if image is None or _is_cut_jpeg(content):
         raise ImageReadError(f"{path} is not a readable image (damaged, cut short or of another kind).")
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -92,6 +94,22 @@ def unique_keys(paths: Iterable[str | os.PathLike]) -> dict[Path, str]:
         for path in _not_unique(keys):
             keys[path] = longer(path)
     return keys
+
+
+def _is_cut_jpeg(content: bytes) -> bool:
+    """Whether a JPEG file ends within its picture, which OpenCV 4 decodes with a grey rest.
+
+    A whole one has an end marker after its last scan; where that is not so, data may have been appended, and Pillow's
+    strict decoder decides.
+    """
+    if not content.startswith(b"\xff\xd8") or content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda"):
+        return False
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except OSError:
+        return True
+    return False
 
 
 def _not_unique(keys: dict[Path, str]) -> Sequence[Path]:
