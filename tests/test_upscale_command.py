@@ -249,10 +249,10 @@ def test_progress_on_a_terminal_is_one_moving_line():
     assert "1.00/1.00 MP" in text and "\n" not in text.rstrip("\n")
 
 
-def _many(folder: Path, count: int = 30) -> Path:
+def _many(folder: Path, count: int = 12) -> Path:
     folder.mkdir()
     for index in range(count):
-        _picture(folder / f"{index:02d}.png", size=(90, 70))
+        _picture(folder / f"{index:02d}.png", size=(64, 48))
     return folder
 
 
@@ -272,22 +272,22 @@ def test_a_stopped_run_leaves_whole_files_and_can_be_continued(tmp_path, model, 
     process.send_signal(sent)
     assert process.wait(timeout=60) == code
     visible = [path for path in out.iterdir() if path.name[0] != "."]
-    assert 2 <= len(visible) < 30
+    assert 2 <= len(visible) < 12
     if sent != signal.SIGKILL:
         assert not list(out.glob(".*"))
     times = {path: path.stat().st_mtime_ns for path in visible}
     assert main(["upscale", "-i", str(source), "-o", str(out), "-m", model, "-q", "--skip-existing"]) == 0
     results = [path for path in out.iterdir() if path.name[0] != "."]
-    assert len(results) == 30
+    assert len(results) == 12
     for path in results:
         with Image.open(path) as image:
             image.load()
-            assert image.size == (360, 280)
+            assert image.size == (256, 192)
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
 
 
 def test_concurrent_runs_into_one_folder_agree(tmp_path, model):
-    source, out = _many(tmp_path / "in", 8), tmp_path / "out"
+    source, out = _many(tmp_path / "in", 4), tmp_path / "out"
     command = _command("-i", source, "-o", out, "-m", model, "-q")
     processes = [subprocess.Popen(command, env=_environment()) for _ in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
