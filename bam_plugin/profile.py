@@ -175,8 +175,9 @@ def _skip_binarization(conv: BinaryConv2d) -> None:
 
 def _forward(network: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     try:
-        with torch.no_grad():
-            return network(torch.empty(1, *shape, device="meta"))
+        # Tensors that a forward makes itself belong to the same device.
+        with torch.no_grad(), torch.device("meta"):
+            return network(torch.empty(1, *shape))
     except Exception as error:
         raise ProfileError(
             f"{type(network).__name__} does not run on a (1, {', '.join(map(str, shape))}) input without values "
@@ -206,13 +207,13 @@ def _layer_costs(network: nn.Module, owners: dict[str, str], counter: _Operation
         float_macs, binary_macs = counter.float_macs[name], counter.binary_macs[name]
         if not (trained[name] or float_macs or binary_macs):
             continue
-        weight = getattr(module, "weight", None)
+        shape = getattr(getattr(module, "weight", None), "shape", ())
         binary = isinstance(module, BinaryConv2d)
         latent = module.weight.numel() if binary else 0
         yield LayerCost(
             name=name,
             kind=type(module).__name__,
-            shape="x".join(map(str, weight.shape)) if isinstance(weight, Tensor) else "",
+            shape="x".join(map(str, shape)),
             float_params=trained[name] - latent,
             binary_params=latent,
             bits=latent * weight_bases(module) if binary else 0,

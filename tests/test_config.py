@@ -146,6 +146,29 @@ def test_a_test_leaves_out_missing_sets_but_not_all(tiny_pairs: Any, tmp_path: P
     assert "bam prepare benchmark" in found["datasets.test_2.dataroot_gt"]
 
 
+@pytest.mark.parametrize(
+    ("network", "key", "message"),
+    [
+        ({"host": {"type": "EDSRR"}}, "network_g.host.type", "did you mean EDSR?"),
+        ({"host": {"type": "EDSR", "upscal": 4}}, "network_g.host.upscal", "did you mean upscale?"),
+        ({"recipe": {"binarzer": "bam"}}, "network_g.recipe.binarzer", "did you mean binarizer?"),
+        ({"recipe": {"keep_first_last": "yes"}}, "network_g.recipe.keep_first_last", "`bool`"),
+        ({"recipe": {"binarizer": "bamm"}}, "network_g", "'bamm'"),
+    ],
+)
+def test_a_host_and_its_recipe_are_checked(
+    network: dict[str, Any], key: str, message: str, tiny_pairs: Any, tmp_path: Path
+) -> None:
+    options = tiny_options(tiny_pairs)
+    host = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 4}
+    options["network_g"] = {"type": "Binarized", "host": host, "recipe": {}}
+    path = write_options(options, tmp_path / "mixed.yml")
+    load_options(path, is_train=True)
+    options["network_g"] = {**options["network_g"], **network}
+    options["network_g"]["host"] = {**host, **network.get("host", {})}
+    assert message in problems(write_options(options, tmp_path / "mixed.yml"))[key]
+
+
 def test_more_gpus_than_there_are(tiny_pairs: Any, tmp_path: Path) -> None:
     import torch
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bam_plugin import cli
+from bam_plugin.archs.binarized_arch import Binarized
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
 from bam_plugin.archs.srresnet_arch import SRResNet
 from bam_plugin.archs.vdsr_arch import VDSR
@@ -51,6 +52,15 @@ def test_a_binary_body_moves_its_products_to_one_bit(network: nn.Module, body: i
     pixels = 1280 * 720 if isinstance(network, VDSR) else 320 * 180
     assert result.total("bits") == body * 64 * 64 * 9
     assert result.total("binary_macs") == body * 64 * 64 * 9 * pixels
+
+
+def test_a_binarized_host_is_counted_with_what_it_keeps() -> None:
+    host = {"type": "ECBSR", "num_in_ch": 3, "num_out_ch": 3, "num_block": 2, "num_channel": 16, "with_idt": False}
+    network = Binarized(host={**host, "act_type": "prelu", "scale": 4}, recipe={"binarizer": "bnn"})
+    result = profile(network, output_size=(64, 48))
+    binary = {layer.name: layer for layer in result.layers if layer.bits}
+    assert {f"host.{name}.conv" for name in network.report.binarized} == set(binary)
+    assert all(layer.binary_macs == layer.bits * 16 * 12 for layer in binary.values())
 
 
 def test_functional_operations_are_counted_in_the_layer_that_calls_them() -> None:

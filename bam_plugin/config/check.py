@@ -25,7 +25,7 @@ from bam_plugin.config.schema import (
     ValidationInTest,
     ValidationInTraining,
 )
-from bam_plugin.config.signatures import check_struct, check_typed
+from bam_plugin.config.signatures import check_call, check_struct, check_typed
 from bam_plugin.config.sources import keys_read_by
 from bam_plugin.config.training import check_training, in_iterations
 
@@ -112,11 +112,13 @@ def _check_sections(
 
 
 def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
-    """Check one network section (and a `host` inside it): type, arguments, and a construction without memory.
+    """Check one network section (and the `host` and `recipe` inside it): type, arguments, and whether it can be built.
 
     The networks must be registered before, by importing bam_plugin.archs and basicsr.archs.
     """
     from basicsr.utils.registry import ARCH_REGISTRY
+
+    from bam_plugin.nn.swap import Recipe
 
     archs = dict(iter(ARCH_REGISTRY))
     if isinstance(values, Mapping) and isinstance(values.get("type"), str):
@@ -124,28 +126,30 @@ def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
     problems = list(check_typed(values, key, archs, elsewhere=_place_of))
     if isinstance(values, Mapping) and isinstance(values.get("host"), Mapping):
         problems += check_network(values["host"], (*key, "host"))
+        if isinstance(values.get("recipe"), Mapping):
+            problems += check_call(Recipe, values["recipe"], (*key, "recipe"))
     yield from problems
     if not problems:
         yield from _check_construction(archs[values["type"]], values, key)
 
 
 def _check_construction(arch: Any, values: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
-    """Build one of our networks: its constructor knows which values go together. No memory or random state is used."""
+    """Build one of our networks: its constructor knows which values go together. Random states stay as they are."""
     import torch
 
     if not arch.__module__.startswith("bam_plugin."):
         return
     arguments = {name: value for name, value in values.items() if name != "type"}
     try:
+        with torch.device("meta"):
+            arch(**arguments)
+    except Exception:
+        # Wrong options, or a constructor that looks at values, of which the meta device has none.
         try:
-            with torch.device("meta"):
-                arch(**arguments)
-        except (RuntimeError, NotImplementedError):
-            # A constructor that looks at values; without memory there are none.
             with torch.random.fork_rng(devices=[]):
                 arch(**arguments)
-    except Exception as error:
-        yield Problem(key, f"{values['type']} cannot be built from these options: {error}")
+        except Exception as error:
+            yield Problem(key, f"{values['type']} cannot be built from these options: {error}")
 
 
 def _check_metrics(metrics: Any) -> Iterator[Problem]:

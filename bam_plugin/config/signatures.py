@@ -84,17 +84,19 @@ def check_typed(
         yield Problem((*key, "type"), f"{name} is not registered; {suggest(name, known)}")
         return
     arguments = {each: value for each, value in values.items() if each != "type" and each not in also}
-    yield from _check_call(known[name], arguments, key, given, swallowed, elsewhere)
+    yield from check_call(known[name], arguments, key, given=given, swallowed=swallowed, elsewhere=elsewhere)
 
 
-def _check_call(
+def check_call(
     target: Any,
     arguments: Mapping[str, Any],
     key: KeyPath,
-    given: Collection[str],
-    swallowed: bool,
-    elsewhere: Callable[[str], str | None],
+    *,
+    given: Collection[str] = (),
+    swallowed: bool = False,
+    elsewhere: Callable[[str], str | None] = lambda name: None,
 ) -> Iterator[Problem]:
+    """Check keyword arguments against the signature of `target`; given, swallowed: see check_typed."""
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(target).parameters.items()
