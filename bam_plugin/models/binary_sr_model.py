@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bam_plugin.errors import BamError
 from bam_plugin.models import health, precision, watch
 from bam_plugin.models.checkpoint import random_states, restore_random_states, save_atomically
+from bam_plugin.models.distillation import make_teacher
 from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
 from bam_plugin.models.sync_batchnorm import synchronize_batch_norms
 from bam_plugin.models.validation import validate
@@ -42,6 +43,7 @@ class BinarySRModel(SRModel):
         grad_clip: greatest norm of all gradients together.
         sync_bn: statistics over the batches of all processes (with --launcher).
         health_freq: iterations between measurements of the binary layers (0: never); they go to tensorboard.
+        distill: a full-precision teacher, see bam_plugin.models.distillation.
         watch: {nonfinite: stop | skip, max_skipped: 10, plateau: warn | stop | null, plateau_window: 1000,
             plateau_patience: 10, plateau_gain: 0.001}.
     """
@@ -84,6 +86,9 @@ class BinarySRModel(SRModel):
         self._buffers = BufferSnapshot(net=net)
         self.health = health.HealthMonitor(net=net, freq=train_opt.get("health_freq", 0))
         self._health_scalars: dict[str, float] = {}
+        self.teacher = None
+        if train_opt.get("distill"):
+            self.teacher = make_teacher(train_opt["distill"], net, self.device, self.load_network)
         watch_opt = train_opt.get("watch") or {}
         self.nonfinite = watch.NonFiniteWatch(
             action=watch_opt.get("nonfinite", "stop"), max_skipped=watch_opt.get("max_skipped", 10)
@@ -191,6 +196,8 @@ class BinarySRModel(SRModel):
                 with precision.autocast(self.device, self.precision):
                     output = self.net_g(lq)
                 losses = self.compute_losses(output.float(), gt)
+                if self.teacher is not None:
+                    losses.update(self.teacher.losses(lq, output.float()))
                 (torch.stack(list(losses.values())).sum() * share).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach() * share

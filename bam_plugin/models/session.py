@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -90,8 +91,8 @@ class TrainingSession:
                 build_model=build_model,
                 load_resume_state=load_resume_state,
                 create_train_val_dataloader=self.make_loaders,
-                CPUPrefetcher=lambda loader: WatchedPrefetcher(cpu(loader), self),
-                CUDAPrefetcher=lambda loader, opt: WatchedPrefetcher(cuda(loader, opt), self),
+                CPUPrefetcher=lambda loader: WatchedPrefetcher(lambda: cpu(loader), self),
+                CUDAPrefetcher=lambda loader, opt: WatchedPrefetcher(lambda: cuda(loader, opt), self),
             ),
             self._cleanup,
         ):
@@ -201,9 +202,13 @@ class TrainingSession:
         if threading.current_thread() is not threading.main_thread():
             return
 
+        process = os.getpid()
+
         def request(number: int, frame: Any) -> None:
             self._signal = number
-            LOGGER.warning("Stopping after this iteration; a second signal stops at once and saves nothing.")
+            # Ctrl-C reaches the loader's forked workers, too: they go on, so that the iteration can be finished.
+            if os.getpid() == process:
+                LOGGER.warning("Stopping after this iteration; a second signal stops at once and saves nothing.")
             for each, handler in previous.items():
                 signal.signal(each, handler)
 
@@ -227,17 +232,25 @@ class TrainingSession:
 
 
 class WatchedPrefetcher:
-    """Hands on the batches of one of BasicSR's prefetchers and tells the session which iterations are finished."""
+    """Hands on the batches of one of BasicSR's prefetchers and tells the session which iterations are finished.
 
-    def __init__(self, prefetcher: Any, session: TrainingSession) -> None:
-        self._prefetcher = prefetcher
+    BasicSR's prefetchers start their workers when they are made and again at the first reset, before which the epoch is
+    not known: so the prefetcher is only made then.
+    """
+
+    def __init__(self, make_prefetcher: Callable[[], Any], session: TrainingSession) -> None:
+        self._make_prefetcher = make_prefetcher
+        self._prefetcher: Any = None
         self._session = session
         self._in_iteration = False
 
     def reset(self) -> None:
         """Start an epoch."""
         self._in_iteration = False
-        self._prefetcher.reset()
+        if self._prefetcher is None:
+            self._prefetcher = self._make_prefetcher()
+        else:
+            self._prefetcher.reset()
 
     def next(self) -> dict[str, Any] | None:
         """The next batch, or None at the end of the epoch."""

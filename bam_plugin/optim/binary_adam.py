@@ -22,6 +22,7 @@ class BinaryAdam(torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay: as in torch.optim.AdamW (decoupled weight decay).
         clip: greatest magnitude of a weight, or None; one per group.
+        fused: torch's fused kernel (CPU and GPU), or None for torch's choice.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class BinaryAdam(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float | None = None,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused)
         # AdamW's constructor knows no `clip`: it becomes a default of the groups that do not set their own.
         self.defaults["clip"] = clip
         for group in self.param_groups:

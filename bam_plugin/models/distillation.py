@@ -1,0 +1,118 @@
+"""Distillation: a full-precision teacher shows a binary student its output and its features.
+
+distill:
+  network: {type: MSRResNet, ...}     the teacher, as under network_g
+  path: experiments/.../net_g_latest.pth
+  param_key: params_ema               default params
+  output_weight: 1.0                  mean |student - teacher| over the output
+  feature_weight: 0.1                 see feature_distance
+  features: [body]                    names of modules of both networks, or pairs [student's, teacher's]
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bam_plugin.errors import BamError
+
+
+class DistillationError(BamError):
+    """A teacher cannot be used with this student."""
+
+
+def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the batch of the squared distance of the features (N, C, H, W), each scaled to norm 1 per image.
+
+    A binary network's features have another magnitude than the teacher's; their direction is what can be taught. In
+    [0, 4]: 0 the same direction, 2 orthogonal.
+    """
+    directions = (F.normalize(features.flatten(1).float(), dim=1) for features in (student, teacher))
+    return (next(directions) - next(directions)).square().sum(1).mean()
+
+
+class Teacher:
+    """A frozen network beside the student; asked for its losses after each forward pass of the student.
+
+    Args:
+        network, student: the two networks; the teacher's parameters are frozen.
+        features: names of modules, or (student's, teacher's) pairs of names.
+        output_weight, feature_weight: factors of the two terms; a term with the factor 0 is not computed.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        student: nn.Module,
+        features: Sequence[str | Sequence[str]] = (),
+        output_weight: float = 1.0,
+        feature_weight: float = 0.0,
+    ) -> None:
+        if output_weight <= 0 and feature_weight <= 0:
+            raise DistillationError("train.distill: output_weight and feature_weight are both 0; set one, or remove it")
+        if (feature_weight > 0) != bool(features):
+            raise DistillationError("train.distill: feature_weight and features belong together; give both or none")
+        self.network = network.eval().requires_grad_(False)
+        self.output_weight = output_weight
+        self.feature_weight = feature_weight
+        self._pairs = [(each, each) if isinstance(each, str) else tuple(each) for each in features]
+        self._seen: dict[tuple[str, str], Tensor] = {}
+        for ours, theirs in self._pairs:
+            self._watch("student", student, ours)
+            self._watch("teacher", network, theirs)
+
+    def losses(self, lq: Tensor, output: Tensor) -> OrderedDict[str, Tensor]:
+        """`l_distill` and `l_feature`, weighted, for the student's latest `output` (N, C, H, W) of the batch `lq`."""
+        with torch.no_grad():
+            target = self.network(lq).float()
+        losses: OrderedDict[str, Tensor] = OrderedDict()
+        if self.output_weight > 0:
+            losses["l_distill"] = self.output_weight * F.l1_loss(output, target)
+        if self.feature_weight > 0:
+            distances = [self._distance(ours, theirs) for ours, theirs in self._pairs]
+            losses["l_feature"] = self.feature_weight * torch.stack(distances).mean()
+        return losses
+
+    def _distance(self, ours: str, theirs: str) -> Tensor:
+        student, teacher = self._seen.pop(("student", ours)), self._seen.pop(("teacher", theirs))
+        if student.shape != teacher.shape:
+            raise DistillationError(
+                f"train.distill.features: the student's {ours} gives {tuple(student.shape)}, the teacher's {theirs} "
+                f"{tuple(teacher.shape)}; choose modules of equal shape"
+            )
+        return feature_distance(student, teacher)
+
+    def _watch(self, side: str, net: nn.Module, name: str) -> None:
+        try:
+            module = net.get_submodule(name)
+        except AttributeError as error:
+            examples = ", ".join(each for each, _ in net.named_children())
+            raise DistillationError(
+                f"train.distill.features: the {side} has no module {name!r}; it has {examples} and what they hold"
+            ) from error
+        module.register_forward_hook(lambda _module, _inputs, output: self._seen.update({(side, name): output}))
+
+
+def make_teacher(
+    options: Mapping[str, Any], student: nn.Module, device: torch.device, load: Callable[..., None]
+) -> Teacher:
+    """The teacher that `options` (train.distill) describe; `load(net, path, strict, param_key)` is BasicSR's."""
+    from basicsr.archs import build_network
+
+    settings = dict(options)
+    try:
+        network = build_network(settings.pop("network"))
+        path = settings.pop("path")
+    except KeyError as error:
+        raise DistillationError(f"train.distill.{error.args[0]} is missing or names nothing that exists") from error
+    load(network, path, True, settings.pop("param_key", "params"))
+    try:
+        return Teacher(network=network.to(device), student=student, **settings)
+    except TypeError as error:
+        raise DistillationError(f"train.distill: {error}") from error
