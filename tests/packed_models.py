@@ -24,7 +24,14 @@ def random_thresholds(generator: np.random.Generator, channels: int) -> dict[str
 
 
 def binary_layer(
-    builder: GraphBuilder, generator: np.random.Generator, value: str, name: str, *, out: int, kernel: int
+    builder: GraphBuilder,
+    generator: np.random.Generator,
+    value: str,
+    name: str,
+    *,
+    out: int,
+    kernel: int,
+    alphabet: str = "-1,+1",
 ) -> str:
     """threshold + binary_conv2d with random parameters."""
     channels = builder.types[value].channels
@@ -34,7 +41,7 @@ def binary_layer(
         "scale": 0.05 * random_floats(generator, out),
     }
     assert tensors["weight"].shape == (out, packed_filter_bytes(channels, kernel))
-    return builder.add("binary_conv2d", name, signs, attrs={"kernel": kernel}, tensors=tensors)
+    return builder.add("binary_conv2d", name, signs, attrs={"kernel": kernel, "alphabet": alphabet}, tensors=tensors)
 
 
 def float_layer(

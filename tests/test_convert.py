@@ -192,6 +192,47 @@ def test_hosts_from_basicsr(section, binary):
     agrees(network, conversion)
 
 
+METHODS = ["bam", "bnn", "dorefa", "abc", "xnor", "bireal", "react", "e2fif", "bbcu"]
+
+
+@pytest.mark.parametrize("binarizer", METHODS)
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"type": "SRResNet", "num_feat": 8, "num_block": 2, "upscale": 3},
+        {"type": "VDSR", "num_feat": 8, "num_layers": 8, "upscale": 2},
+    ],
+    ids=lambda section: section["type"],
+)
+def test_every_binarizer_packs(section, binarizer):
+    network = enliven(build_network({**section, "binarizer": binarizer}))
+    conversion = convert_network(network)
+    binary = [row for row in conversion.rows if row.kind == "BinaryConv2d"]
+    assert binary and all(row.note.startswith("packed") for row in binary)
+    if binarizer == "abc":
+        assert binary[0].note == "packed in 3 bases"
+    agrees(network, conversion)
+
+
+def test_several_activation_bases_and_float_activations():
+    options = {"type": "SRResNet", "num_feat": 8, "num_block": 2, "upscale": 2}
+    network = enliven(build_network({**options, "binarizer": "abc", "activation_options": {"bases": 2}}))
+    agrees(network, convert_network(network))
+    network = enliven(build_network({**options, "binarizer": "bam", "activation_binarizer": "float"}))
+    conversion = convert_network(network)
+    assert {row.note for row in conversion.rows if row.kind == "BinaryConv2d"} == {"not packed: float activations"}
+    agrees(network, conversion)
+
+
+def test_mixed_host_from_an_option_section():
+    section = {"type": "Binarized", "host": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8}}
+    section["host"] |= {"num_block": 2, "upscale": 2}
+    network = enliven(build_network({**section, "recipe": {"binarizer": "bam"}}))
+    conversion = convert_network(network)
+    assert sum(row.note == "packed" for row in conversion.rows) >= 4
+    agrees(network, conversion)
+
+
 class Pooled(nn.Module):
     def __init__(self):
         super().__init__()

@@ -146,10 +146,11 @@ def edit_node(op, index, value):
         (errors.InvalidGraphError, edit_node("pixel_shuffle", 3, {"factor": 2.0})),
         (errors.InvalidGraphError, edit_node("resize", 3, {"factor": 4000, "mode": "bilinear"})),
         (errors.InvalidGraphError, edit_node("resize", 3, {"factor": 2, "mode": "lanczos"})),
-        (errors.InvalidGraphError, edit_node("binary_conv2d", 3, {"kernel": 2})),
+        (errors.InvalidGraphError, edit_node("binary_conv2d", 3, {"kernel": 2, "alphabet": "0,1"})),
+        (errors.InvalidGraphError, edit_node("binary_conv2d", 3, {"kernel": 3, "alphabet": "0,2"})),
         (errors.InvalidGraphError, edit_node("scale", 3, {"factor": 0.1})),  # no float32 number
         (errors.InvalidGraphError, edit_node("prelu", 4, [])),
-        (errors.TensorShapeError, edit_node("binary_conv2d", 3, {"kernel": 5})),
+        (errors.TensorShapeError, edit_node("binary_conv2d", 3, {"kernel": 5, "alphabet": "0,1"})),
         (errors.InvalidGraphError, set_path("scale", value=3)),
         (errors.InvalidGraphError, set_path("receptive_radius", value=3)),
     ],
@@ -266,5 +267,5 @@ def test_receptive_radius_counts_at_each_magnification():
     tensors = {"weight": random_filters(generator, 1, 5, 1), "scale": np.ones(1, np.float32)}
     limits = {"threshold": np.zeros(1, np.float32), "flip": np.zeros(1, np.uint8)}
     signs = builder.add("threshold", "sign", value, tensors=limits)
-    value = builder.add("binary_conv2d", "binary", signs, attrs={"kernel": 5}, tensors=tensors)
+    value = builder.add("binary_conv2d", "binary", signs, attrs={"kernel": 5, "alphabet": "-1,+1"}, tensors=tensors)
     assert builder.finish(value).receptive_radius == 4

@@ -110,6 +110,7 @@ OPS = {
     "nearest": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 2, "mode": "nearest"}),
     "bilinear": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 3, "mode": "bilinear"}),
     "bicubic": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 4, "mode": "bicubic"}),
+    "zeros and ones": lambda b, g, x: binary_layer(b, g, x, "conv", out=20, kernel=3, alphabet="0,1"),
     "lb block": lambda b, g, x: lb_block(b, g, x, "block"),
     "lb block 5x5": lambda b, g, x: lb_block(b, g, lb_block(b, g, x, "first", kernel=5), "second"),
     "residual block": lambda b, g, x: residual_block(b, g, residual_block(b, g, x, "first"), "second"),

@@ -12,7 +12,7 @@ from packed_models import random_filters, random_floats, small_model
 from torch import nn
 
 from bam_plugin.packed import Engine, EngineError, blas, reference
-from bam_plugin.packed.thresholds import batch_norm_affine, sign_thresholds
+from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
 
 
 def to_torch(value: np.ndarray) -> torch.Tensor:
@@ -31,14 +31,15 @@ def test_binary_conv_equals_the_float_convolution_of_signs(kernel, channels, siz
     negative = generator.random((*size, channels)) < 0.5
     packed = random_filters(generator, 5, kernel, channels)
     scale = random_floats(generator, 5)
-    signs = torch.from_numpy(np.where(negative, -1.0, 1.0).astype(np.float32).transpose(2, 0, 1))[None]
     filters = np.where(reference.unpack_filters(packed, kernel, channels), -1.0, 1.0).astype(np.float32)
-    dot = from_torch(F.conv2d(signs, torch.from_numpy(filters.transpose(0, 3, 1, 2)), padding=kernel // 2))
     arguments = {"weight": packed, "scale": scale, "kernel": kernel, "channels": channels}
-    for module in (reference, blas):
-        result = module.binary_conv2d(reference.bits_to_words(negative), **arguments)
-        assert result.dtype == np.float32
-        assert np.array_equal(result, scale * dot), module.__name__
+    for alphabet, low in (("-1,+1", -1.0), ("0,1", 0.0)):
+        values = torch.from_numpy(np.where(negative, low, 1.0).astype(np.float32).transpose(2, 0, 1))[None]
+        dot = from_torch(F.conv2d(values, torch.from_numpy(filters.transpose(0, 3, 1, 2)), padding=kernel // 2))
+        for module in (reference, blas):
+            result = module.binary_conv2d(reference.bits_to_words(negative), alphabet=alphabet, **arguments)
+            assert result.dtype == np.float32
+            assert np.array_equal(result, scale * dot), module.__name__
 
 
 def test_fused_multiply_add_rounds_once():
@@ -140,7 +141,7 @@ def test_thresholds_are_exact_around_every_step():
     b = random_floats(generator, count) * np.float32(10.0) ** generator.integers(-12, 12, count).astype(np.float32)
     a[:7] = [0, 0, 0, -0.0, 1, -1, 1e-45]
     b[:7] = [1, -1, 0, -0.0, 0, 0, -1]
-    threshold, flip = sign_thresholds(a, b)
+    threshold, flip = step_thresholds(a, b)
     centre = threshold.copy()
     points = [centre, np.zeros_like(a), -np.zeros_like(a), np.full_like(a, 3e38), np.full_like(a, -3e38)]
     for direction in (np.inf, -np.inf):
@@ -166,7 +167,7 @@ def test_thresholds_match_batch_norm_in_torch():
         t.detach().numpy() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
     a, b = batch_norm_affine(mean=mean, variance=variance, gamma=gamma, beta=beta, eps=norm.eps)
-    threshold, flip = sign_thresholds(a, b)
+    threshold, flip = step_thresholds(a, b)
     value = random_floats(generator, 40, 40, 64)
     with torch.no_grad():
         expected = from_torch(norm(to_torch(value)))

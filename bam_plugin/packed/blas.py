@@ -40,11 +40,12 @@ def conv2d(value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = N
 
 
 def binary_conv2d(
-    words: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, kernel: int, channels: int
+    words: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, kernel: int, channels: int, alphabet: str
 ) -> np.ndarray:
     """As `reference.binary_conv2d`, bit for bit."""
     one = np.float32(1)
-    signs = np.where(words_to_bits(words, channels), -one, one)
+    low = -one if alphabet == "-1,+1" else np.float32(0)
+    signs = np.where(words_to_bits(words, channels), low, one)
     filters = np.where(unpack_filters(weight, kernel, channels), -one, one)
     matrix = np.ascontiguousarray(filters.reshape(len(filters), -1).T)
     return scale * _convolve(_pad(signs, kernel // 2), matrix, kernel)

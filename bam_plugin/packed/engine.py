@@ -2,7 +2,7 @@
 
 Instruction sets: "avx512", "avx2", "neon" and "portable" are the compiled kernels (`program.py`), equal to
 `reference.py` in every bit; "numpy" does both convolutions by matrix multiplication, for installations without a
-compiler; "reference" is the exact and slow truth. The environment variable BAM_ISA chooses one when the caller does not.
+compiler; "reference" is the exact and slow truth. The environment variable BAM_ISA chooses when the caller does not.
 """
 
 from __future__ import annotations

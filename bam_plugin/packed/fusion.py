@@ -52,6 +52,7 @@ class TileOp:
     floats: tuple[float, ...] = ()
     integers: tuple[int, ...] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    alphabet: str = "-1,+1"
 
     @property
     def inputs(self) -> list[str]:
@@ -77,7 +78,7 @@ def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> Til
     op = TileOp(_CODES[node.op], node.inputs[0], node.name, arrays=arrays)
     attrs = node.attrs
     if node.op == "binary_conv2d":
-        op.kernel = int(attrs["kernel"])
+        op.kernel, op.alphabet = int(attrs["kernel"]), str(attrs["alphabet"])
     elif node.op == "conv2d":
         op.kernel = arrays["weight"].shape[2]
     elif node.op in ("add", "mul"):

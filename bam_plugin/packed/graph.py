@@ -18,6 +18,7 @@ import numpy as np
 from bam_plugin.packed.errors import InvalidGraphError, MissingTensorError, TensorShapeError
 
 INPUT = "input"  # name of the graph's one input value
+ALPHABETS = ("-1,+1", "0,1")  # what bit 1 and bit 0 of an activation stand for
 MAX_NODES = 100_000
 MAX_CHANNELS = 1 << 16
 MAX_KERNEL = 31
@@ -121,9 +122,9 @@ class _Call:
     def number(self, name: str) -> float:
         self._seen_attrs.add(name)
         value = self.node.attrs.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
-            if float(np.float32(value)) == value:
-                return float(value)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        if fits and float(np.float32(value)) == value:
+            return float(value)
         raise self.fault(f"needs the attribute {name} as a float32 number, found {value!r}")
 
     def choice(self, name: str, options: tuple[str, ...]) -> str:
@@ -193,6 +194,7 @@ def _binary_conv2d(call: _Call) -> ValueType:
         raise call.fault(f"needs a kernel of odd size, found {kernel}")
     weight = call.tensor("weight", np.uint8, (None, packed_filter_bytes(value.channels, kernel)))
     call.tensor("scale", np.float32, (weight.shape[0],))
+    call.choice("alphabet", ALPHABETS)
     bits = value.channels * kernel * kernel
     if bits % 8 and np.any(weight[:, -1] >> (bits % 8)):
         raise call.fault("has padding bits that are not 0 in its packed weights")

@@ -20,12 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bam_plugin.nn.binarizers import BatchNormSign
+from bam_plugin.nn.activations import (
+    ABCActivation,
+    ActivationBinarizer,
+    BatchNormSign,
+    DoReFaActivation,
+    FloatActivation,
+    PlainSign,
+    RSign,
+    XNORSign,
+)
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.errors import ConversionError, PackedFormatError
 from bam_plugin.packed.graph import Graph, GraphBuilder
 from bam_plugin.packed.reference import pack_filters
-from bam_plugin.packed.thresholds import batch_norm_affine, sign_thresholds
+from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
 
 
 @dataclass(frozen=True)
@@ -196,27 +205,73 @@ class _Lowering:
         return self.add("conv2d", x, tensors=tensors)
 
     def binary_conv(self, module: BinaryConv2d, x: _Value, previous: tuple[Tensor, ...] = ()) -> _Value:
+        """Sum over the activation's and the weight's bases, in the order of BinaryConv2d's evaluation."""
         if module.stride != 1 or module.padding != module.kernel_size // 2:
             raise ConversionError(f"{self.where}: only stride 1 with size-keeping padding can be packed")
-        signs = self._signs(module.binarize_activation, x)
-        total, nbytes, shape = None, 0, tuple(module.weight.shape)
-        for weight, scale in module.decompose(previous):
-            packed = pack_filters(weight.cpu().numpy().transpose(0, 2, 3, 1) < 0)
-            nbytes += packed.nbytes
-            scale = np.broadcast_to(_array(scale, self.where), packed.shape[:1])
-            attrs = {"kernel": module.kernel_size}
-            term = self.add("binary_conv2d", signs, attrs=attrs, tensors={"weight": packed, "scale": scale})
-            total = term if total is None else self.add("add", total, term)
-        self.row("BinaryConv2d", shape, 32 * math.prod(shape), nbytes, "packed")
+        activation, shape = module.binarize_activation, tuple(module.weight.shape)
+        pairs = module.decompose(previous)
+        if isinstance(activation, FloatActivation):
+            weight = _array(sum(signs * scale.view(-1, 1, 1, 1) for signs, scale in pairs), self.where)
+            self.row("BinaryConv2d", shape, 32 * weight.size, weight.nbytes, "not packed: float activations")
+            return self.add("conv2d", x, tensors={"weight": weight})
+        filters = [pack_filters(signs.cpu().numpy().transpose(0, 2, 3, 1) < 0) for signs, _ in pairs]
+        attrs = {"kernel": module.kernel_size, "alphabet": activation.alphabet}
+        total = None
+        for signs_in, factor in self._signs(activation, x):
+            for packed, (_, scale) in zip(filters, pairs, strict=True):
+                scaled = _array(scale if factor is None else scale * factor, self.where)
+                tensors = {"weight": packed, "scale": np.broadcast_to(scaled, packed.shape[:1])}
+                term = self.add("binary_conv2d", signs_in, attrs=attrs, tensors=tensors)
+                total = term if total is None else self.add("add", total, term)
         assert total is not None
+        bases = f" in {len(filters)} bases" if len(filters) > 1 else ""
+        # A second activation base needs its own scales and so, in the file, its own copy of the filters.
+        self.row(
+            "BinaryConv2d",
+            shape,
+            32 * math.prod(shape),
+            activation.bases * sum(f.nbytes for f in filters),
+            f"packed{bases}",
+        )
+        if activation.has_magnitude:
+            total = self.add("mul", total, self._window_mean(activation, x, module.kernel_size))
         return total
 
-    def _signs(self, activation: nn.Module, x: _Value) -> _Value:
+    def _signs(self, activation: ActivationBinarizer, x: _Value) -> list[tuple[_Value, Tensor | None]]:
+        """One sign map per base of the activation, with its factor."""
         path = f"{self.where}.binarize_activation"
-        if not isinstance(activation, BatchNormSign):
-            raise ConversionError(f"{path}: the activation binarizer {type(activation).__name__} cannot be packed yet")
-        threshold, flip = sign_thresholds(*_norm_affine(activation.norm, path))
-        return self.add("threshold", x, name=path, tensors={"threshold": threshold, "flip": flip})
+
+        def half(y: np.ndarray) -> np.ndarray:
+            return y >= np.float32(0.5)
+
+        ones = np.ones(self.channels(x), dtype=np.float32)
+        if isinstance(activation, BatchNormSign | XNORSign):
+            steps = [step_thresholds(*_norm_affine(activation.norm, path))]
+        elif isinstance(activation, PlainSign):
+            steps = [step_thresholds(ones, np.zeros_like(ones))]
+        elif isinstance(activation, RSign):
+            steps = [step_thresholds(ones, -_array(activation.threshold, path).reshape(-1))]
+        elif isinstance(activation, DoReFaActivation):
+            steps = [step_thresholds(*_norm_affine(activation.norm, path), half)]
+        elif isinstance(activation, ABCActivation):
+            affine = _norm_affine(activation.norm, path)
+            shifts = _array(activation.shift, path)
+            steps = [step_thresholds(*affine, lambda y, v=v: (y + v) - np.float32(0.5) >= 0) for v in shifts]
+        else:
+            raise ConversionError(f"{path}: the activation binarizer {type(activation).__name__} cannot be packed")
+        factors = activation.factor.detach() if isinstance(activation, ABCActivation) else [None]
+        return [
+            (self.add("threshold", x, name=path, tensors={"threshold": threshold, "flip": flip}), factor)
+            for (threshold, flip), factor in zip(steps, factors, strict=True)
+        ]
+
+    def _window_mean(self, activation: XNORSign, x: _Value, kernel: int) -> _Value:
+        """The mean over a convolution's window of the mean magnitude of the normalized input."""
+        scale, shift = _norm_affine(activation.norm, self.where)
+        normalized = self.add("affine", x, name=f"{self.where}.normalized", tensors={"scale": scale, "shift": shift})
+        mean = self.add("channel_mean", normalized, name=f"{self.where}.magnitude", attrs={"statistic": "mean_abs"})
+        window = np.full((1, 1, kernel, kernel), 1 / kernel**2, dtype=np.float32)
+        return self.add("conv2d", mean, name=f"{self.where}.window", tensors={"weight": window})
 
     def norm(self, module: nn.BatchNorm2d, x: _Value) -> _Value:
         scale, shift = _norm_affine(module, self.where)

@@ -231,11 +231,16 @@ class Program:
             weight = arrays["weight"]
             shape = (op.kernel, source.channels, lanes)
             filled.p0 = self._pointer(weights.get(weight, "words", lambda: kernels.repack_binary(weight, *shape)))
-            filled.p1 = padded("scale")
+            scale = kernels.binary_scale(arrays["scale"], op.alphabet)
+            filled.p1 = self._pointer(
+                weights.get(arrays["scale"], op.alphabet, lambda: kernels.padded_channels(scale, lanes))
+            )
             row_index, rows = kernels.border_classes(self.height * source.up, op.kernel)
             column_index, columns = kernels.border_classes(self.width * source.up, op.kernel)
             base = weights.get(
-                weight, f"base {rows} {columns}", lambda: kernels.border_bases(weight, *shape, rows, columns)
+                weight,
+                f"base {rows} {columns}",
+                lambda: kernels.border_bases(weight, *shape, rows, columns, op.alphabet),
             )
             filled.p2, filled.p3, filled.p4 = map(self._pointer, (base, row_index, column_index))
             filled.i0 = len(columns)

@@ -54,9 +54,13 @@ def threshold(value: np.ndarray, *, threshold: np.ndarray, flip: np.ndarray) -> 
 
 
 def binary_conv2d(
-    words: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, kernel: int, channels: int
+    words: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, kernel: int, channels: int, alphabet: str
 ) -> np.ndarray:
-    """Convolution of signs with signs: fl(scale[o] * dot[o]); dot = valid taps * C - 2 * popcount(a xor w)."""
+    """Convolution of bits with signs: fl(scale[o] * dot[o]), the dot product over the taps inside the map.
+
+    Alphabet "-1,+1": dot = taps * C - 2 popcount(a xor w). Alphabet "0,1", where a bit 0 is the activation 1 and a bit 1
+    the activation 0: half of that and of the sum of the filter's signs, taps * C - popcount(a xor w) - popcount(w).
+    """
     height, width, _ = words.shape
     filters = bits_to_words(unpack_filters(weight, kernel, channels))
     dot = np.zeros((height, width, len(filters)), dtype=np.int64)
@@ -64,7 +68,11 @@ def binary_conv2d(
         for column in range(kernel):
             inside, shifted = _overlap(height, width, row - kernel // 2, column - kernel // 2)
             differing = words[shifted][:, :, None, :] ^ filters[None, None, :, row, column, :]
-            dot[inside] += channels - 2 * np.bitwise_count(differing).sum(axis=-1, dtype=np.int64)
+            count = np.bitwise_count(differing).sum(axis=-1, dtype=np.int64)
+            if alphabet == "-1,+1":
+                dot[inside] += channels - 2 * count
+            else:
+                dot[inside] += channels - count - np.bitwise_count(filters[:, row, column]).sum(axis=-1, dtype=np.int64)
     return scale * dot.astype(np.float32)
 
 

@@ -1,11 +1,13 @@
 """BatchNorm followed by Sign is a comparison: the exact float32 threshold of each channel, found by bisection.
 
-The evaluator computes y = fl(fl(x * a) + b) and takes the sign (y >= 0 is positive). In x this is a monotone step
+The evaluator computes y = fl(fl(x * a) + b) and asks whether y >= 0 (or another step of y). In x this is a monotone step
 function of float32, so one float separates its two values; bisection over the ordered float32 numbers finds it in 32
 steps for all channels at once. gamma < 0 reverses the step (`flip`), gamma = 0 leaves a constant.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,10 +27,13 @@ def _to_float(order: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32)
 
 
-def sign_thresholds(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds (C,) float32 and flips (C,) uint8 with: (fl(fl(x * a) + b) >= 0) == ((x >= threshold) XOR flip).
+def step_thresholds(
+    a: np.ndarray, b: np.ndarray, positive: Callable[[np.ndarray], np.ndarray] = lambda y: y >= 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds (C,) float32 and flips (C,) uint8: positive(fl(fl(x * a) + b)) == ((x >= threshold) XOR flip).
 
-    `a` and `b` are float32 (C,), finite. Holds for every float32 x except NaN, and for the infinities where a is not 0.
+    `a` and `b` are float32 (C,), finite; `positive` maps float32 (C,) to bool and is monotone (False, then True) per
+    channel. Holds for every float32 x except NaN, and for the infinities where a is not 0.
     """
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("thresholds need a finite scale and shift in every channel")
@@ -39,12 +44,11 @@ def sign_thresholds(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         while np.any(low < high):
             middle = (low + high) >> 1
-            positive = _to_float(middle) * a + b >= 0
-            beyond = positive ^ flip
+            beyond = positive(_to_float(middle) * a + b) ^ flip
             high = np.where(beyond, middle, high)
             low = np.where(beyond, low, np.minimum(middle + 1, high))
     threshold = _to_float(high) + np.float32(0)  # -0.0 and +0.0 compare equal: store +0.0
     constant = a == 0
     threshold = np.where(constant, np.float32(-np.inf), threshold).astype(np.float32)
-    flip = np.where(constant, ~(b >= 0), flip)
+    flip = np.where(constant, ~positive(b), flip)
     return threshold, flip.astype(np.uint8)

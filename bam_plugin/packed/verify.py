@@ -7,6 +7,7 @@ next to it, and only there.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -63,19 +64,20 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
 
 
 def _run_torch(network: nn.Module, image: np.ndarray) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
-    """The network's picture (H, W, C) and, per binarized activation, the signs (True = -1) of each call."""
+    """The network's picture (H, W, C) and, per binarized activation, the bits (True = low) of each call and base."""
     signs: dict[str, list[np.ndarray]] = defaultdict(list)
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, BinaryConv2d):
-            path = f"{name}.binarize_activation".lstrip(".")
-            handles.append(
-                module.binarize_activation.register_forward_hook(
-                    lambda _module, _inputs, output, path=path: signs[path].append(
-                        (output[0] < 0).permute(1, 2, 0).cpu().numpy()
-                    )
-                )
-            )
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: str) -> None:
+        activation = module.binarize_activation
+        maps = [activation.split(inputs[0])] if activation.has_magnitude else activation.decompose(inputs[0])
+        for values, _ in maps if activation.alphabet is not None else []:
+            signs[path].append((values[0] <= 0).permute(1, 2, 0).cpu().numpy())
+
+    handles = [
+        module.register_forward_pre_hook(functools.partial(note, path=f"{name}.binarize_activation".lstrip(".")))
+        for name, module in network.named_modules()
+        if isinstance(module, BinaryConv2d)
+    ]
     training = network.training
     try:
         network.eval()
