@@ -1,7 +1,8 @@
 """bfloat16 where it is harmless: the float parts of a binary network, not its binary convolutions.
 
 A binary convolution's result is a sum of up to K signs: bfloat16 holds integers exactly only up to 256, and a rounded
-sum moves values across the next sign's threshold. So its inputs are brought back to float32 and autocast is off inside.
+sum moves values across the next sign's threshold. So its inputs are brought back to float32 and autocast is off inside,
+unless it takes the fast path (bam_plugin.nn.fused), where sums are exact under autocast too and gradients alone round.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def prepare(net: nn.Module, precision: str) -> None:
         return
     for module in net.modules():
         if isinstance(module, BinaryConv2d):
-            module.forward = _in_float32(module.forward)  # type: ignore[method-assign]
+            module.forward = _in_float32(module)  # type: ignore[method-assign]
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -37,8 +38,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _in_float32(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _in_float32(conv: BinaryConv2d) -> Callable[..., torch.Tensor]:
+    forward = conv.forward
+
     def wrapped(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if conv.training and conv.is_fusable(x):
+            return forward(x, *args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.float(), *args, **kwargs)
 

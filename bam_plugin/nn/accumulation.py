@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bam_plugin.nn import fused
+
 WEIGHT_NORM_EPS = 1e-5
 
 
@@ -83,7 +85,10 @@ class ActivationScale(nn.Module):
             # A factor of exactly 1 costs a whole pass over the map: leave it out.
             return activation if self.offset == 1.0 else activation * self.offset
         factor = self.scale
+        assert factor is not None
         if self.mode == "spatial":
+            if self.training and fused.enabled_for(activation):
+                return fused.weigh(activation, factor, offset=self.offset, statistic=self.statistic)
             values = activation.abs() if self.statistic == "mean_abs" else activation
             factor = factor * values.mean(dim=1, keepdim=True)
         if self.offset != 0.0:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS
+from bam_plugin.nn import fused
+from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS, BatchNormSign
 
 
 class BinaryConv2d(nn.Module):
@@ -95,12 +96,39 @@ class BinaryConv2d(nn.Module):
         return self._train(x, previous) if self.training else self._evaluate(x, previous)
 
     def _train(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
+        if self.is_fusable(x):
+            return self._train_fused(x, previous)
         activation, magnitude = self.binarize_activation.split(x)
         weight = self.binarize_weight(self.weight, previous)
         if self.output_scale is not None:
             weight = weight * self.output_scale.view(-1, 1, 1, 1)
         out = F.conv2d(activation, weight, stride=self.stride, padding=self.padding)
         return out if magnitude is None else out * self._window_mean(magnitude)
+
+    def is_fusable(self, x: Tensor) -> bool:
+        """Whether training takes the fast path for `x`, see bam_plugin.nn.fused."""
+        activation, weight = self.binarize_activation, self.binarize_weight
+        return (
+            fused.enabled_for(x)
+            and type(activation) is BatchNormSign
+            and weight.bases == 1
+            and fused.supports_norm(activation.norm, x)
+            and not any(fused.has_hooks(part) for part in (activation, activation.norm, weight))
+        )
+
+    def _train_fused(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
+        pairs = self.binarize_weight.decompose(self.weight, previous)
+        return fused.binary_conv(
+            x,
+            norm=self.binarize_activation.norm,
+            estimator=self.binarize_activation.estimator,
+            signs=pairs[0][0],
+            magnitude=pairs[0][1],
+            carrier=self.binarize_weight.carrier(self.weight, previous, pairs),
+            output_scale=self.output_scale,
+            stride=self.stride,
+            padding=self.padding,
+        )
 
     def _evaluate(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
         """Sum over activation bases n and weight bases m (m first) of scale_m factor_n dot, times the magnitude."""
