@@ -52,3 +52,35 @@ def test_bad_options_are_refused_with_the_choices():
         BSRN(num_hpb=1, upsampler="x")
     with pytest.raises(ValueError, match=r"upscale.*found 5"):
         BSRN(num_hpb=1, upscale=5)
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ("W2", {"long_range": False, "short_range": False}),
+        ("solved", {"alpha": "solved"}),
+        ("A1", {"beta": "one", "beta_offset": [1, 1]}),
+        ("A2", {"beta": "one", "beta_offset": [0, 0]}),
+        ("accumulated", {"weight_gradient": "accumulated"}),
+        ("mean", {"beta_statistic": "mean", "beta_init": [1, 1]}),
+    ],
+)
+def test_ablations_are_options_that_change_the_network(row, options):
+    """The rows of docs/networks.md build from values as YAML has them, and each computes something else."""
+
+    def run(**options):
+        torch.manual_seed(4)
+        network = BSRN(num_feat=8, num_hpb=1, upscale=2, **options)
+        x = torch.rand(2, 3, 8, 8)
+        result = network(x)
+        result.square().mean().backward()
+        gradient = network.body[0].blocks[0].conv3.weight.grad
+        assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+        return result.detach(), gradient
+
+    result, gradient = run(**options)
+    plain, plain_gradient = run()
+    if row == "accumulated":
+        assert torch.equal(result, plain) and not torch.equal(gradient, plain_gradient)
+    else:
+        assert not torch.equal(result, plain)

@@ -257,4 +257,4 @@ def test_re_parameterized_blocks_evaluate_what_they_train():
         branches = [block.conv3x3, block.conv1x1_3x3, block.conv1x1_sbx, block.conv1x1_sby, block.conv1x1_lpl]
         expected = block.act(sum(branch(x) for branch in branches) + x)
         torch.testing.assert_close(block(x), expected)
-    assert not block.training and not block.conv3x3.training
+    assert not block.conv3x3.training

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bam_plugin.nn.blocks import HPBBlock
 from bam_plugin.nn.layers import body_conv
-from bam_plugin.nn.methods import Method, make_method
+from bam_plugin.nn.methods import make_method, methods_of_parts
 from bam_plugin.nn.upsampling import make_upsampler
 
 PARTS = ("head", "body_end", "upsampler", "tail")
@@ -108,15 +108,11 @@ class BSRN(nn.Module):
                 "activation_binarizer 'float' leaves the body of BSRN without a nonlinearity; use SRResNet or VDSR for "
                 "binary weights with full-precision activations"
             )
-        if unknown := set(binary_parts) - set(PARTS):
-            raise ValueError(f"binary_parts must be some of {PARTS}, found {sorted(unknown)}")
+        parts = methods_of_parts(binary_parts, PARTS, method)
         conv_options = method.conv_options()
         conv_options["weight_options"].pop("group_index", None)
         if method.activation == "bn_sign":
             conv_options["activation_options"].setdefault("estimator", activation_estimator)
-
-        def part(name: str) -> Method | None:
-            return method if name in binary_parts else None
 
         if global_skip not in (None, "bilinear", "bicubic"):
             raise ValueError(f"global_skip must be None, 'bilinear' or 'bicubic', found {global_skip!r}")
@@ -127,7 +123,7 @@ class BSRN(nn.Module):
             )
         self.upscale = upscale
         self.global_skip = global_skip
-        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=part("head")), nn.ReLU())
+        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), nn.ReLU())
         self.body = nn.Sequential(
             *(
                 HPBBlock(
@@ -152,14 +148,14 @@ class BSRN(nn.Module):
                 for _ in range(num_hpb)
             )
         )
-        self.body_end = body_conv(num_feat, num_feat, bias=True, method=part("body_end"))
+        self.body_end = body_conv(num_feat, num_feat, bias=True, method=parts["body_end"])
         self.upsampler = make_upsampler(
             upsampler,
             num_feat=num_feat,
             num_out_ch=num_out_ch,
             upscale=upscale,
-            stage_method=part("upsampler"),
-            tail_method=part("tail"),
+            stage_method=parts["upsampler"],
+            tail_method=parts["tail"],
         )
 
     def forward(self, x: Tensor) -> Tensor:

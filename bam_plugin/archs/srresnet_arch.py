@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from bam_plugin.nn.layers import BinaryChain, body_conv
-from bam_plugin.nn.methods import Method, make_method
+from bam_plugin.nn.methods import make_method, methods_of_parts
 
 PARTS = ("head", "body_end", "upsampler", "tail")
 STAGES = {2: (2,), 3: (3,), 4: (2, 2)}
@@ -89,8 +89,6 @@ class SRResNet(nn.Module):
         super().__init__()
         if upscale not in STAGES:
             raise ValueError(f"upscale must be one of {tuple(STAGES)}, found {upscale!r}")
-        if unknown := set(binary_parts) - set(PARTS):
-            raise ValueError(f"binary_parts must be some of {PARTS}, found {sorted(unknown)}")
         method = None
         if binarizer is not None:
             method = make_method(
@@ -102,11 +100,7 @@ class SRResNet(nn.Module):
                 accumulate=accumulate_activations,
                 skip=skip,
             )
-        elif binary_parts:
-            raise ValueError(f"binary_parts {list(binary_parts)} needs a binarizer, found None")
-
-        def part(name: str) -> Method | None:
-            return method if name in binary_parts else None
+        parts = methods_of_parts(binary_parts, PARTS, method)
 
         def chain() -> BinaryChain | None:
             if method is None:
@@ -127,20 +121,20 @@ class SRResNet(nn.Module):
                 latent_gain=latent_gain,
             )
 
-        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, 9, bias=False, method=part("head")), nn.PReLU())
+        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, 9, bias=False, method=parts["head"]), nn.PReLU())
         self.body = nn.Sequential(*(ResidualBlock(num_feat=num_feat, chain=chain()) for _ in range(num_block)))
         self.body_end = nn.Sequential(
-            body_conv(num_feat, num_feat, bias=False, method=part("body_end")), nn.BatchNorm2d(num_feat)
+            body_conv(num_feat, num_feat, bias=False, method=parts["body_end"]), nn.BatchNorm2d(num_feat)
         )
         layers: list[nn.Module] = []
         for factor in STAGES[upscale]:
             layers += [
-                body_conv(num_feat, num_feat * factor**2, bias=False, method=part("upsampler")),
+                body_conv(num_feat, num_feat * factor**2, bias=False, method=parts["upsampler"]),
                 nn.PixelShuffle(factor),
                 nn.PReLU(),
             ]
         self.upsampler = nn.Sequential(*layers)
-        self.tail = body_conv(num_feat, num_out_ch, 9, bias=False, method=part("tail"))
+        self.tail = body_conv(num_feat, num_out_ch, 9, bias=False, method=parts["tail"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve a batch."""

@@ -15,7 +15,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from bam_plugin.nn.layers import BinaryChain, body_conv
-from bam_plugin.nn.methods import make_method
+from bam_plugin.nn.methods import make_method, methods_of_parts
 
 PARTS = ("head", "tail")
 
@@ -73,8 +73,6 @@ class VDSR(nn.Module):
         super().__init__()
         if num_in_ch != num_out_ch:
             raise ValueError(f"num_in_ch ({num_in_ch}) and num_out_ch ({num_out_ch}) must be equal in VDSR")
-        if unknown := set(binary_parts) - set(PARTS):
-            raise ValueError(f"binary_parts must be some of {PARTS}, found {sorted(unknown)}")
         num_body = num_layers - 2
         if num_body < 1 or num_body % group:
             raise ValueError(f"num_layers - 2 must be a multiple of group ({group}), found {num_body}")
@@ -89,11 +87,11 @@ class VDSR(nn.Module):
                 accumulate=accumulate_activations,
                 skip=skip,
             )
-        elif binary_parts:
-            raise ValueError(f"binary_parts {list(binary_parts)} needs a binarizer, found None")
-        head_method, tail_method = (method if part in binary_parts else None for part in PARTS)
+        parts = methods_of_parts(binary_parts, PARTS, method)
         self.upscale = upscale
-        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=head_method), nn.ReLU(inplace=True))
+        self.head = nn.Sequential(
+            body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), nn.ReLU(inplace=True)
+        )
         if method is None:
             layers = [
                 layer
@@ -120,7 +118,7 @@ class VDSR(nn.Module):
                     for _ in range(num_body // group)
                 )
             )
-        self.tail = body_conv(num_feat, num_out_ch, bias=True, method=tail_method)
+        self.tail = body_conv(num_feat, num_out_ch, bias=True, method=parts["tail"])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -182,8 +182,8 @@ def body_conv(
 ) -> nn.Module:
     """A size-keeping convolution outside the chains: full precision (method None), or binary by `method`.
 
-    A binary one stands alone: no accumulation, no identity path, and a learned factor per output channel (1 at the
-    start) that brings its range to what the full-precision convolution would give.
+    A binary one stands alone, without accumulation (an identity path only where the method has one and the shape is
+    kept), with a learned factor per output channel, 1 at the start.
     """
     if method is None:
         return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)

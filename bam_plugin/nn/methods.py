@@ -7,7 +7,7 @@ skips, normalization and RPReLU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,3 +116,15 @@ def make_method(
             **(options or {}),
         }
     return replace(method, **updates)
+
+
+def methods_of_parts(chosen: Sequence[str], known: Sequence[str], method: Method | None) -> dict[str, Method | None]:
+    """For each of the `known` parts of a network its method: `method` where it is `chosen`, else None (full precision).
+
+    Raises ValueError for an unknown part, and for parts chosen without a method.
+    """
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ValueError(f"binary_parts must be some of {tuple(known)}, found {unknown}")
+    if chosen and method is None:
+        raise ValueError(f"binary_parts {list(chosen)} needs a binarizer, found None")
+    return {part: method if part in chosen else None for part in known}

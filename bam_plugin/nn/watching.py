@@ -72,22 +72,12 @@ def watch(module: nn.Module, example: Tensor) -> Watched:
     return watched
 
 
-class _TrainingForm:
-    """Hooks that make a module's own forward see `training` true; its children keep their modes."""
-
-    def __init__(self, entering: bool) -> None:
-        self.entering = entering
-
-    def __call__(self, module: nn.Module, *args: Any) -> None:
-        if self.entering:
-            module._bam_mode = module.training  # type: ignore[assignment]
-            module.training = True
-        else:
-            module.training = module.__dict__.pop("_bam_mode", module.training)
+def _enter_training_form(module: nn.Module, args: Any) -> None:
+    # The module's own flag only: its children keep their modes. The next `eval()` clears it, the next forward sets it.
+    module.training = True
 
 
 def keep_training_form(module: nn.Module) -> None:
     """Let `module` evaluate by its training branch (the branches of a re-parameterized block instead of their sum)."""
-    if not any(isinstance(hook, _TrainingForm) for hook in module._forward_hooks.values()):
-        module.register_forward_pre_hook(_TrainingForm(True))
-        module.register_forward_hook(_TrainingForm(False), always_call=True)
+    if _enter_training_form not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_enter_training_form)
