@@ -26,6 +26,7 @@ from bam_plugin.models import health, precision, watch
 from bam_plugin.models.checkpoint import random_states, restore_random_states, save_atomically
 from bam_plugin.models.distillation import make_teacher
 from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
+from bam_plugin.models.stages import StagedTraining
 from bam_plugin.models.sync_batchnorm import synchronize_batch_norms
 from bam_plugin.models.validation import validate
 from bam_plugin.optim import SCHEDULES, build_optimizers, make_scheduler
@@ -44,6 +45,7 @@ class BinarySRModel(SRModel):
         sync_bn: statistics over the batches of all processes (with --launcher).
         health_freq: iterations between measurements of the binary layers (0: never); they go to tensorboard.
         distill: a full-precision teacher, see bam_plugin.models.distillation.
+        stages: full precision before binary, see bam_plugin.models.stages.
         watch: {nonfinite: stop | skip, max_skipped: 10, plateau: warn | stop | null, plateau_window: 1000,
             plateau_patience: 10, plateau_gain: 0.001}.
     """
@@ -89,6 +91,10 @@ class BinarySRModel(SRModel):
         self.teacher = None
         if train_opt.get("distill"):
             self.teacher = make_teacher(train_opt["distill"], net, self.device, self.load_network)
+        self.stages = None
+        if train_opt.get("stages"):
+            nets = [net, self.net_g_ema] if self.ema_decay > 0 else [net]
+            self.stages = StagedTraining(lengths=train_opt["stages"], networks=nets)
         watch_opt = train_opt.get("watch") or {}
         self.nonfinite = watch.NonFiniteWatch(
             action=watch_opt.get("nonfinite", "stop"), max_skipped=watch_opt.get("max_skipped", 10)
@@ -138,6 +144,8 @@ class BinarySRModel(SRModel):
         """BasicSR's, after noting the state before this iteration, to which a failed one returns."""
         self._schedule = ScheduleSnapshot(optimizers=self.optimizers, schedulers=self.schedulers)
         self._buffers.take()
+        if self.stages is not None and self.stages.enter(current_iter):
+            get_root_logger().info(f"Iteration {current_iter}: training stage {self.stages.stage}.")
         super().update_learning_rate(current_iter, warmup_iter)
 
     def optimize_parameters(self, current_iter: int) -> None:

@@ -1,0 +1,128 @@
+"""Staged training: full precision first, then binary activations, then binary weights too.
+
+    stages: {float: 20000, binary_activations: 20000}     iterations of each stage; all that follow are binary
+
+In the stage `float` a binary convolution computes with its latent weights and with the function whose derivative its
+estimator is: hardtanh for `clip`, and so on. In `binary_activations` it computes with signs and latent weights.
+Parameters and normalizations are the same in all stages, so each stage goes on where the one before ended. A training
+of which `float` takes all iterations is that of the full-precision twin: its checkpoint can be the start of a binary
+training (`path.pretrain_network_g`). Only BinarySRModel in training knows stages: a checkpoint that is tested, converted
+or profiled is binary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bam_plugin.errors import BamError
+from bam_plugin.nn import BinaryConv2d
+from bam_plugin.nn.binarizers import ActivationBinarizer, BatchNormSign, PlainSign, RSign, XNORSign
+
+STAGES = ("float", "binary_activations")
+
+
+class StageError(BamError):
+    """The options under train.stages cannot be followed."""
+
+
+def soft_sign(x: Tensor) -> Tensor:
+    """The integral of the `polynomial` estimator: x (2 - |x|) inside [-1, 1], else -1 or 1 (Bi-Real Net)."""
+    inside = x.clamp(-1, 1)
+    return inside * (2 - inside.abs())
+
+
+# The function of which each estimator of bam_plugin.nn.sign is the derivative.
+RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "clip": F.hardtanh,
+    "polynomial": soft_sign,
+}
+
+
+def relaxed_activation(binarizer: ActivationBinarizer, x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, H, W): what `binarizer` does to x with its sign replaced by the estimator's function."""
+    if isinstance(binarizer, (BatchNormSign, XNORSign)):
+        value = binarizer.norm(x)
+    elif isinstance(binarizer, RSign):
+        value = x - binarizer.threshold
+    elif isinstance(binarizer, PlainSign):
+        value = x
+    else:
+        raise StageError(
+            f"train.stages: {type(binarizer).__name__} has no full-precision counterpart; use a network with bn_sign, "
+            "sign, rsign or xnor activations"
+        )
+    return RELAXATIONS[binarizer.estimator](value)
+
+
+class StagedTraining:
+    """Switches the binary convolutions of `networks` to what the stage of an iteration computes.
+
+    Args:
+        lengths: stage -> its number of iterations, in the order of STAGES.
+        networks: the trained network and, where there is one, its average.
+    """
+
+    def __init__(self, *, lengths: Mapping[str, int], networks: Sequence[nn.Module]) -> None:
+        unknown = [name for name in lengths if name not in STAGES]
+        if unknown:
+            raise StageError(f"train.stages knows {', '.join(STAGES)}, found {unknown[0]!r}")
+        if any(isinstance(length, bool) or not isinstance(length, int) or length < 0 for length in lengths.values()):
+            raise StageError(f"train.stages takes numbers of iterations, found {dict(lengths)}")
+        self._lengths = {name: lengths[name] for name in STAGES if lengths.get(name)}
+        self._convs = [conv for net in networks for conv in net.modules() if isinstance(conv, BinaryConv2d)]
+        if not self._convs:
+            raise StageError("train.stages: the network has no BinaryConv2d")
+        if "float" in self._lengths:
+            for conv in self._convs:
+                relaxed_activation(conv.binarize_activation.eval(), conv.weight.new_zeros(1, conv.in_channels, 1, 1))
+                conv.binarize_activation.train(conv.training)
+        # An instance's own forward (see precision.prepare) comes back at the end.
+        self._own_forwards = [conv.__dict__.get("forward") for conv in self._convs]
+        self.stage: str | None = None
+
+    def at(self, iteration: int) -> str:
+        """The stage of `iteration` (from 1): a key of STAGES or `binary`."""
+        for name, length in self._lengths.items():
+            if iteration <= length:
+                return name
+            iteration -= length
+        return "binary"
+
+    def enter(self, iteration: int) -> bool:
+        """Switch to the stage of `iteration`; True when it is another one than before."""
+        stage = self.at(iteration)
+        if stage == self.stage:
+            return False
+        for conv, own in zip(self._convs, self._own_forwards, strict=True):
+            if stage != "binary":
+                conv.forward = _staged_forward(conv, stage)  # type: ignore[method-assign]
+            elif own is not None:
+                conv.forward = own
+            else:
+                conv.__dict__.pop("forward", None)
+        self.stage = stage
+        return True
+
+
+def _staged_forward(conv: BinaryConv2d, stage: str) -> Callable[..., Tensor]:
+    def forward(x: Tensor, previous: Sequence[Tensor] = ()) -> Tensor:
+        if stage == "float":
+            activation, magnitude = relaxed_activation(conv.binarize_activation, x), None
+        else:
+            activation, magnitude = conv.binarize_activation.split(x)
+        weight: Any = conv.weight
+        if conv.output_scale is not None:
+            weight = weight * conv.output_scale.view(-1, 1, 1, 1)
+        out = F.conv2d(activation, weight, stride=conv.stride, padding=conv.padding)
+        if magnitude is None:
+            return out
+        window = torch.full_like(weight[:1, :1], 1 / conv.kernel_size**2)
+        return out * F.conv2d(magnitude, window, stride=conv.stride, padding=conv.padding)
+
+    return forward

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_training_model import iterate, make_batch, make_model
+from torch import nn
+
+from bam_plugin.models.stages import RELAXATIONS, StagedTraining, StageError
+from bam_plugin.nn import ESTIMATORS, BinaryConv2d, fused
+from bam_plugin.nn.sign import sign
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_relaxations_have_the_estimators_as_derivatives(name):
+    x = torch.linspace(-2.03, 2.05, 57, requires_grad=True)
+    (estimated,) = torch.autograd.grad(ESTIMATORS[name](x).sum(), x)
+    (derivative,) = torch.autograd.grad(RELAXATIONS[name](x).sum(), x)
+    torch.testing.assert_close(derivative, estimated)
+
+
+def make_conv() -> BinaryConv2d:
+    torch.manual_seed(2)
+    return BinaryConv2d(in_channels=3, out_channels=4, output_scale="channel")
+
+
+def test_each_stage_computes_what_it_says():
+    conv = make_conv()
+    with fused.switched(False):
+        stages = StagedTraining(lengths={"float": 2, "binary_activations": 3}, networks=[conv])
+        assert [stages.at(iteration) for iteration in (1, 2, 3, 5, 6, 99)] == [
+            "float", "float", "binary_activations", "binary_activations", "binary", "binary",
+        ]  # fmt: skip
+        x = torch.randn(2, 3, 5, 5)
+        binary = conv(x)
+        normalized = F.batch_norm(x, None, None, training=True)
+        scaled = conv.weight * conv.output_scale.view(-1, 1, 1, 1)
+        assert stages.enter(1)
+        torch.testing.assert_close(conv(x), F.conv2d(F.hardtanh(normalized), scaled, padding=1))
+        assert not stages.enter(2)
+        assert stages.enter(3)
+        torch.testing.assert_close(conv(x), F.conv2d(sign(normalized), scaled, padding=1))
+        assert stages.enter(6)
+        assert torch.equal(conv(x), binary)
+        assert "forward" not in vars(conv)
+
+
+def test_training_passes_through_the_stages(tiny_pairs):
+    model = make_model(tiny_pairs, stages={"float": 2, "binary_activations": 2}, precision="bf16", ema_decay=0.5)
+    binary_forward = dict(model.net_g.named_modules())["body.0.blocks.0.conv3"].forward
+    outputs = {}
+    for iteration in range(1, 6):
+        iterate(model, iteration, make_batch())
+        model.test()
+        staged = model.output.clone()
+        model.stages.enter(99)
+        model.test()
+        outputs[iteration] = torch.equal(staged, model.output)
+        model.stages.enter(iteration)
+    # The averaged network is validated in the stage that is trained.
+    assert outputs == {1: False, 2: False, 3: False, 4: False, 5: True}
+    assert dict(model.net_g.named_modules())["body.0.blocks.0.conv3"].forward is binary_forward
+
+
+def test_learning_in_the_float_stage_reaches_the_latents(tiny_pairs):
+    model = make_model(tiny_pairs, stages={"float": 1}, optim_g={"type": "SGD", "lr": 0.1})
+    iterate(model, 1, make_batch())
+    assert all(float(p.grad.abs().max()) > 0 for name, p in model.net_g.named_parameters() if "conv3.weight" in name)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "network", "message"),
+    [
+        ({"binary": 5}, make_conv(), "float, binary_activations"),
+        ({"float": "5"}, make_conv(), "numbers of iterations"),
+        ({"float": 5}, nn.Conv2d(1, 1, 1), "no BinaryConv2d"),
+        ({"float": 5}, BinaryConv2d(in_channels=1, out_channels=1, activation_binarizer="dorefa"), "DoReFaActivation"),
+    ],
+)
+def test_wrong_options_are_explained(lengths, network, message):
+    with pytest.raises(StageError, match=message):
+        StagedTraining(lengths=lengths, networks=[network])
