@@ -25,7 +25,7 @@ COMMANDS = {
     "convert": "convert a training checkpoint to a bit-packed file",
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",
-    "compare": "draw a sheet of chosen images and methods, with PSNR and SSIM under each",
+    "compare": "show results side by side: a sheet with measured values, or a page with a divider to drag",
     "enable": "let BasicSR's own train.py and test.py find this package (a start-up hook)",
     "disable": "remove that start-up hook",
 }

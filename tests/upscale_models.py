@@ -34,7 +34,7 @@ def tiny_model(*, scale: int = 4, channels: int = 3, features: int = 8, seed: in
         "binary_conv2d",
         "body",
         signs,
-        attrs={"kernel": 3},
+        attrs={"kernel": 3, "alphabet": "-1,+1"},
         tensors={
             # 9 * features bits fill whole bytes for 8 features: no padding bits to clear.
             "weight": generator.integers(0, 256, (features, packed_filter_bytes(features, 3))).astype(np.uint8),

@@ -1,10 +1,13 @@
-r"""`bam compare`: a sheet of chosen images and methods, with PSNR and SSIM under each, as papers print them.
+r"""`bam compare`: results side by side.
 
+    bam compare photo.jpg                # bicubic beside the network's result, the box where they differ most enlarged
+    bam compare photo.jpg --html         # the same two in one HTML page with a divider to drag
     bam compare --hr datasets/Set14/GTmod4 --scale 4 --images comic zebra \
         --method BSRN=results/BSRN_bam_x4/visualization/Set14 --output sheet.png
 
-Methods are folders of result images named like the HR images, with or without a suffix (`comic.png`,
-`comic_BSRN_bam_x4.png`). Bicubic is always among them.
+The last draws chosen images and methods with PSNR and SSIM under each, as papers print them. Methods are folders of
+result images named like the HR images, with or without a suffix (`comic.png`, `comic_BSRN_bam_x4.png`). Bicubic is
+always among them.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `bam compare`."""
-    parser.add_argument("--hr", type=Path, required=True, help="folder of HR images, such as datasets/Set14/GTmod4")
-    parser.add_argument("--scale", type=int, required=True, help="2, 3, 4, ...")
+    parser.add_argument("input", nargs="*", metavar="IN", help="small pictures, folders or patterns to enlarge")
+    parser.add_argument("-m", "--model", metavar="MODEL", help="for IN: packed file or name of a shipped network")
+    parser.add_argument("--html", action="store_true", help="for IN: one HTML page with a divider to drag")
+    parser.add_argument("--hr", type=Path, help="folder of HR images, such as datasets/Set14/GTmod4")
+    parser.add_argument("--scale", type=int, help="2, 3, 4, ... (for IN the network's own by default)")
     parser.add_argument(
         "--method", type=_method, action="append", default=[], metavar="NAME=FOLDER", help="result images; repeatable"
     )
@@ -38,16 +44,54 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what to enlarge, in HR pixels (default: where the methods differ most)",
     )  # fmt: skip
     parser.add_argument("--box-size", type=int, default=64, help="side of the boxes that are chosen (default: 64)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="default: comparison.png")
+    parser.add_argument("-o", "--output", type=Path, help="default: comparison.png, comparison.html")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw the sheet and print its values as a table; returns the exit code."""
+    """Compare what the arguments name; returns the exit code."""
+    if bool(args.input) == bool(args.hr):
+        raise BamError("expected either pictures to enlarge (bam compare IN ...) or a folder of HR images (--hr).")
+    if args.input:
+        return _before_after(args)
+    if args.html or args.model:
+        raise BamError("--html and --model go with pictures to enlarge (bam compare IN ...), not with --hr.")
+    return _measured_sheet(args)
+
+
+def _before_after(args: argparse.Namespace) -> int:
+    """Bicubic beside the network's result for each input, as a sheet or as a page."""
+    from bam_plugin._files import atomic_path
+    from bam_plugin.before_after import before_after_page, before_after_sheet, enlarge_both
+    from bam_plugin.data.images import encode_png
+    from bam_plugin.packed.file_jobs import find_sources
+    from bam_plugin.packed.upscaler import Upscaler
+
+    output = args.output or Path(f"comparison.{'html' if args.html else 'png'}")
+    wanted = ".html" if args.html else ".png"
+    if output.suffix.lower() != wanted or output.is_dir():
+        raise BamError(f"expected an --output ending in {wanted}, found {output}.")
+    sources = find_sources(args.input, output=output)
+    if any(source.path.resolve() == output.resolve() for source in sources):
+        raise BamError(f"{output} is an input; name another --output.")
+    upscaler = Upscaler(args.model, scale=args.scale)
+    pictures = [enlarge_both(source.path, upscaler, scale=args.scale) for source in sources]
+    with atomic_path(output) as path:
+        if args.html:
+            path.write_text(before_after_page(pictures), encoding="utf-8")
+        else:
+            sheet = before_after_sheet(pictures, box_size=args.box_size)
+            path.write_bytes(encode_png(sheet[:, :, ::-1], level=6))
+    sys.stderr.write(f"wrote {output}\n")
+    return 0
+
+
+def _measured_sheet(args: argparse.Namespace) -> int:
+    """Draw the sheet and print its values as a table."""
     from bam_plugin._files import atomic_path
     from bam_plugin.data.images import encode_png, list_images
     from bam_plugin.data.sheet import draw_sheet
 
-    if args.scale < 2 or args.box_size < 8:
+    if args.scale is None or args.scale < 2 or args.box_size < 8:
         raise BamError(f"expected --scale >= 2 and --box-size >= 8, found {args.scale} and {args.box_size}.")
     targets = {path.stem: path for path in list_images(args.hr)}
     names = args.images or sorted(targets)[:4]
@@ -66,12 +110,13 @@ def run(args: argparse.Namespace) -> int:
         )
         for name in names
     ]
-    with atomic_path(args.output) as path:
+    output = args.output or Path("comparison.png")
+    with atomic_path(output) as path:
         path.write_bytes(encode_png(draw_sheet(comparisons), level=6))
     for comparison in comparisons:
         for panel in comparison.panels[1:]:
             sys.stdout.write(f"{comparison.name}\t{panel.title}\t{panel.psnr:.2f}\t{panel.ssim:.4f}\n")
-    sys.stderr.write(f"wrote {args.output}\n")
+    sys.stderr.write(f"wrote {output}\n")
     return 0
 
 

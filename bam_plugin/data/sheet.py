@@ -40,7 +40,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One image: its name, the panels with the HR image first, and the box to enlarge."""
+    """One image: its name, the panels with the HR image first, and the box to enlarge.
+
+    Without measured values there need be no HR image; the first panel then is the one shown as a whole.
+    """
 
     name: str
     panels: Sequence[Panel]
@@ -111,6 +114,7 @@ def draw_comparison(comparison: Comparison, *, panel: int = 220) -> np.ndarray:
     corners = [_MARGIN + round(value * shrink) for value in (left, top, left + width, top + height)]
     draw.rectangle(corners, outline=_FRAME, width=3)
     draw.text((_MARGIN, _MARGIN + overview.shape[0] + 2), comparison.name, fill=_INK, font=font)
+    measured = any(each.psnr is not None for each in comparison.panels)
     best = _best(comparison.panels)
     for number, each in enumerate(comparison.panels):
         x = overview.shape[1] + 2 * _MARGIN + (number % columns) * step[0]
@@ -119,7 +123,8 @@ def draw_comparison(comparison: Comparison, *, panel: int = 220) -> np.ndarray:
         canvas.paste(_pil(cv2.resize(crop, cell, interpolation=cv2.INTER_NEAREST)), (x, y))
         draw.rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), outline=_FRAME if number == 0 else _INK)
         draw.text((x, y + cell[1] + 1), each.title, fill=_INK, font=font)
-        _draw_values(draw, (x, y + cell[1] + 1 + _LINE), each, best, font)
+        if measured:
+            _draw_values(draw, (x, y + cell[1] + 1 + _LINE), each, best, font)
     return cv2.cvtColor(np.asarray(canvas), cv2.COLOR_RGB2BGR)
 
 

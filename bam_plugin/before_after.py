@@ -1,0 +1,90 @@
+"""A picture before and after: plain bicubic enlargement beside the network's result, as a sheet or as a page to drag.
+
+Pictures are shown as 8-bit RGB; transparent ones are laid on white. The bicubic is MATLAB's, as in the literature.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from bam_plugin.data.resize import imresize
+from bam_plugin.data.sheet import Comparison, Panel, choose_box, draw_sheet
+from bam_plugin.packed.images import MAX_PIXELS, read_picture
+from bam_plugin.packed.upscaler import Upscaler, from_unit, target_size, to_unit
+from bam_plugin.slider_page import Comparison as SliderComparison
+from bam_plugin.slider_page import slider_page
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """One picture enlarged both ways: uint8 RGB arrays of one shape (H, W, 3), and the small picture's size (W, H)."""
+
+    name: str
+    source_size: tuple[int, int]
+    bicubic: np.ndarray
+    network: np.ndarray
+
+
+def enlarge_both(
+    path: str | os.PathLike, upscaler: Upscaler, *, scale: float | None = None, max_pixels: int = MAX_PIXELS
+) -> BeforeAfter:
+    """Read a picture and enlarge it by the network and by bicubic interpolation. Raises `PictureError`."""
+    pixels = shown(read_picture(path, max_pixels=max_pixels).pixels)
+    network = upscaler.upscale(pixels, scale=scale)
+    size = target_size(pixels.shape[:2], scale or upscaler.scale)
+    return BeforeAfter(
+        name=Path(path).name,
+        source_size=(pixels.shape[1], pixels.shape[0]),
+        bicubic=imresize(pixels, size=size),
+        network=network,
+    )
+
+
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """Any picture (H, W, 1..4) as uint8 RGB; transparent parts are laid on white."""
+    values = to_unit(pixels)
+    if values.shape[2] in (2, 4):
+        alpha = values[:, :, -1:]
+        values = values[:, :, :-1] * alpha + (1 - alpha)
+    return from_unit(np.broadcast_to(values, (*values.shape[:2], 3)), np.uint8)
+
+
+def before_after_sheet(pictures: Sequence[BeforeAfter], *, box_size: int = 64, network: str = "network") -> np.ndarray:
+    """Draw each picture with a box, and the box enlarged from both results; uint8 RGB.
+
+    The box is where the two results differ most.
+    """
+    comparisons = []
+    for picture in pictures:
+        panels = [Panel("bicubic", _bgr(picture.bicubic)), Panel(network, _bgr(picture.network))]
+        box = choose_box(panels[0].image, [panels[1].image], box_size)
+        comparisons.append(Comparison(picture.name, panels, box))
+    return cv2.cvtColor(draw_sheet(comparisons), cv2.COLOR_BGR2RGB)
+
+
+def before_after_page(pictures: Sequence[BeforeAfter], *, network: str = "network") -> str:
+    """One self-contained HTML page with a draggable divider for each picture."""
+    sliders = [
+        SliderComparison(
+            caption=f"{picture.name}: {_size(picture.source_size)} enlarged to {_size(picture.network.shape[1::-1])}",
+            before=picture.bicubic,
+            after=picture.network,
+            after_name=network,
+        )
+        for picture in pictures
+    ]
+    return slider_page(sliders, title=f"Bicubic and {network}")
+
+
+def _bgr(pixels: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+
+
+def _size(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]}"
