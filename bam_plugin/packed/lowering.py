@@ -226,13 +226,8 @@ class _Lowering:
         assert total is not None
         bases = f" in {len(filters)} bases" if len(filters) > 1 else ""
         # A second activation base needs its own scales and so, in the file, its own copy of the filters.
-        self.row(
-            "BinaryConv2d",
-            shape,
-            32 * math.prod(shape),
-            activation.bases * sum(f.nbytes for f in filters),
-            f"packed{bases}",
-        )
+        nbytes = activation.bases * sum(packed.nbytes for packed in filters)
+        self.row("BinaryConv2d", shape, 32 * math.prod(shape), nbytes, f"packed{bases}")
         if activation.has_magnitude:
             total = self.add("mul", total, self._window_mean(activation, x, module.kernel_size))
         return total

@@ -58,8 +58,8 @@ def binary_conv2d(
 ) -> np.ndarray:
     """Convolution of bits with signs: fl(scale[o] * dot[o]), the dot product over the taps inside the map.
 
-    Alphabet "-1,+1": dot = taps * C - 2 popcount(a xor w). Alphabet "0,1", where a bit 0 is the activation 1 and a bit 1
-    the activation 0: half of that and of the sum of the filter's signs, taps * C - popcount(a xor w) - popcount(w).
+    Alphabet "-1,+1": dot = taps * C - 2 popcount(a xor w). Alphabet "0,1", where a bit 0 is the activation 1 and a bit
+    1 the activation 0: the mean of that and of the filter's sum, taps * C - popcount(a xor w) - popcount(w).
     """
     height, width, _ = words.shape
     filters = bits_to_words(unpack_filters(weight, kernel, channels))

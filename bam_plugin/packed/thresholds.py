@@ -1,8 +1,8 @@
 """BatchNorm followed by Sign is a comparison: the exact float32 threshold of each channel, found by bisection.
 
-The evaluator computes y = fl(fl(x * a) + b) and asks whether y >= 0 (or another step of y). In x this is a monotone step
-function of float32, so one float separates its two values; bisection over the ordered float32 numbers finds it in 32
-steps for all channels at once. gamma < 0 reverses the step (`flip`), gamma = 0 leaves a constant.
+The evaluator computes y = fl(fl(x * a) + b) and asks whether y >= 0 (or another step of y). In x this is a monotone
+step function of float32, so one float separates its two values; bisection over the ordered float32 numbers finds it in
+32 steps for all channels at once. gamma < 0 reverses the step (`flip`), gamma = 0 leaves a constant.
 """
 
 from __future__ import annotations
