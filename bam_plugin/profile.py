@@ -60,8 +60,8 @@ class LayerCost:
     base_pairs: int
     """How often the convolution is computed for one result: weight bases times activation bases."""
     packed_bytes: int
-    """Bytes in a packed file: filters as bits in whole bytes, the rest as float32, normalization before a sign folded
-    into one threshold per channel."""
+    """Bytes of its tensors in a packed file (the file's header with the graph comes once on top): filters as bits in
+    whole bytes, the rest as float32, normalization before a sign folded into one threshold per channel."""
 
     @property
     def params(self) -> int:
@@ -229,8 +229,9 @@ def _packed_bytes(conv: BinaryConv2d) -> int:
     taps = height * width
     # Channels fill whole bytes tap by tap; fewer than eight are packed over all taps of a filter.
     per_filter = taps * math.ceil(in_channels / 8) if in_channels >= 8 else math.ceil(taps * in_channels / 8)
-    floats = weight_bases(conv) * out_channels + activation_bases(conv) * in_channels
-    return weight_bases(conv) * out_channels * per_filter + 4 * floats
+    # A float32 scale per filter and base; a float32 threshold and a byte for its direction per input channel and base.
+    thresholds = activation_bases(conv) * in_channels
+    return weight_bases(conv) * out_channels * (per_filter + 4) + 5 * thresholds
 
 
 def _elements(output: Any) -> int:

@@ -45,7 +45,7 @@ class Dataset(msgspec.Struct):
     std: list[float] | None = None
     num_worker_per_gpu: NotNegative | None = None
     batch_size_per_gpu: Positive | None = None
-    dataset_enlarge_ratio: Positive = 1
+    dataset_enlarge_ratio: Annotated[float, Meta(gt=0)] = 1
     prefetch_mode: Literal["cpu", "cuda"] | None = None
     num_prefetch_queue: Positive = 1
     pin_memory: bool = False
