@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from upscale_models import tiny_model
 
 from bam_plugin.packed import Engine, Upscaler
-from bam_plugin.packed.memory import bytes_per_pixel
+from bam_plugin.packed.engine import available_isas
+from bam_plugin.packed.memory import tile_memory
 from bam_plugin.packed.row_resize import resize_bands
 from bam_plugin.packed.tiles import BLEND_OVERLAP, SMALLEST_CORE, Tiling, plan_for_memory, plan_tiles, render_bands
+from bam_plugin.packed.upscaler import from_unit
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4])
@@ -116,18 +119,19 @@ def test_planned_windows_stay_within_the_budget(height, width, radius, budget, r
         assert max(b - a for a, b in _pairs(tiling.rows)) <= max(rows, SMALLEST_CORE)
 
 
-def test_memory_of_a_tile_is_not_underestimated():
-    import tracemalloc
-
-    model = tiny_model(features=32)
-    engine = Engine(model, isa="numpy", threads=1)
-    image = _picture(256, 256, 3, np.float32, 0)
-    engine.run(image)
+@pytest.mark.parametrize("isa", [name for name in available_isas() if name != "reference"])
+@pytest.mark.parametrize("features", [8, 32])
+def test_memory_of_a_tile_is_not_underestimated(isa, features):
+    engine = Engine(tiny_model(features=features), isa=isa, threads=1)
+    image = _picture(300, 500, 3, np.float32, 0)
+    need = tile_memory(engine)
     tracemalloc.start()
-    engine.run(image)
+    from_unit(engine.run(image), np.uint8)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak <= bytes_per_pixel(model.graph) * image.shape[0] * image.shape[1] + (48 << 20)
+    assert peak <= need.per_pixel * 300 * 500 + need.per_column * 500 + need.fixed
+    # Nor is it so far off that tiles would be needlessly small.
+    assert need.per_pixel * 300 * 500 <= 3 * peak
 
 
 @settings(max_examples=40, deadline=None)

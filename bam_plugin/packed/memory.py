@@ -1,28 +1,63 @@
-"""How much memory a packed network needs for a tile, from its graph: the maps that are alive at the same time."""
+"""How much memory a packed network needs for a tile, estimated from its graph.
+
+NumPy kernels hold every map of the moment whole, and copy what a convolution reads. Compiled kernels hold the maps of
+the body whole; of the enlarged maps behind it they hold a strip of a few rows, and the result.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.graph import Graph, ValueType
+from bam_plugin.packed.kernels import compiled_isas
+from bam_plugin.packed.program import MIN_STRIP_ROWS, STRIP_BYTES
 
-_WORK_COPIES = 2.0  # a convolution pads (copies) what it reads, and adds its bias to a second copy of what it makes
+_PATCHES = 32 << 20  # the patch matrix of a convolution by matrix multiplication, and its product
+_RESULTS = 3  # the result's map, the copy handed out, and its clipped copy
 
 
-def bytes_per_pixel(graph: Graph) -> int:
-    """Bytes of float and sign maps alive at the worst moment, for one pixel of the input picture."""
+@dataclass(frozen=True)
+class TileMemory:
+    """Bytes for a tile: so many for each of its pixels, for each of its columns, and at all (input pixels)."""
+
+    per_pixel: int
+    per_column: int
+    fixed: int
+
+    def pixels_within(self, memory: int, *, columns: int) -> int:
+        """How many pixels a tile of at most `columns` columns may have; at least 1."""
+        return max(1, (memory - self.fixed - self.per_column * columns) // self.per_pixel)
+
+
+def tile_memory(engine: Engine) -> TileMemory:
+    """Estimate from above what `engine` takes for a tile."""
+    graph = engine.model.graph
+    result = _RESULTS * _size(graph.types[graph.output])
+    if engine.isa in compiled_isas():
+        return TileMemory(
+            per_pixel=_worst(graph, lambda value: _size(value) if value.up == 1 else 0) + result,
+            per_column=MIN_STRIP_ROWS * _worst(graph, lambda value: _size(value) if value.up > 1 else 0),
+            fixed=STRIP_BYTES,
+        )
+    return TileMemory(per_pixel=_worst(graph, _size, copies=1) + result, per_column=0, fixed=_PATCHES)
+
+
+def _worst(graph: Graph, size: Callable[[ValueType], int], *, copies: int = 0) -> int:
+    """Bytes alive at the worst node, with that many copies of what it reads and makes (padding, bias)."""
     last_reader = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     last_reader[graph.output] = len(graph.nodes)
-    worst = 0.0
-    alive: dict[str, int] = {}
+    sizes = {name: size(value) for name, value in graph.types.items()}
+    worst, alive = 0, set()
     for index, node in enumerate(graph.nodes):
-        inputs = sum(_size(graph.types[name]) for name in node.inputs)
-        made = _size(graph.types[node.output])
-        alive.update({name: _size(graph.types[name]) for name in node.inputs})
-        worst = max(worst, sum(alive.values()) + made + (_WORK_COPIES - 1) * (inputs + made))
-        alive[node.output] = made
-        alive = {name: size for name, size in alive.items() if last_reader.get(name, -1) > index}
-    return round(worst)
+        alive |= {*node.inputs, node.name}
+        touched = sum(sizes[name] for name in {*node.inputs, node.name})
+        worst = max(worst, sum(sizes[name] for name in alive) + copies * touched)
+        alive = {name for name in alive if last_reader.get(name, -1) > index}
+    return worst
 
 
 def _size(value: ValueType) -> int:
-    """Bytes of a value for one input pixel; signs are packed, but unpacked to floats on the slow path."""
+    """Bytes of a value for one input pixel; signs count as floats, which they become on the slow path."""
     return value.channels * value.up**2 * 4

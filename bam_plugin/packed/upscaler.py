@@ -24,7 +24,7 @@ from bam_plugin.packed.alpha import NEIGHBOURHOOD, clamp_alpha, fill_transparent
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.format import PackedModel, read_packed
 from bam_plugin.packed.images import MAX_PIXELS, check_array, read_picture
-from bam_plugin.packed.memory import bytes_per_pixel
+from bam_plugin.packed.memory import tile_memory
 from bam_plugin.packed.picture_writer import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
 from bam_plugin.packed.row_resize import resize_bands
 from bam_plugin.packed.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
@@ -115,7 +115,7 @@ class Upscaler:
         self.engine = Engine(model, isa=isa, threads=threads)
         self.scale, self.receptive_radius = model.scale, model.receptive_radius
         self.isa, self.threads = self.engine.isa, self.engine.threads
-        self._bytes_per_pixel = bytes_per_pixel(model.graph)
+        self._tile_memory = tile_memory(self.engine)
 
     def upscale(
         self,
@@ -207,7 +207,7 @@ class Upscaler:
             height,
             width,
             radius=radius,
-            pixel_budget=max(1, budget // self._bytes_per_pixel),
+            pixel_budget=self._tile_memory.pixels_within(budget, columns=width),
             row_budget=_BAND_MEMORY // row_bytes,
         )
 
@@ -286,7 +286,8 @@ def from_unit(values: np.ndarray, dtype) -> np.ndarray:
     values = np.clip(values, 0, 1)
     if dtype == np.float32:
         return values
-    return np.rint(values * np.float32(np.iinfo(dtype).max)).astype(dtype)
+    values *= np.float32(np.iinfo(dtype).max)  # in place: a band of a large photo is some hundred megabytes
+    return np.rint(values, out=values).astype(dtype)
 
 
 def refuse_same_file(source: Path, destination: Path) -> None:
