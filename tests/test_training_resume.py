@@ -149,12 +149,14 @@ def test_a_signal_gives_the_usual_exit_code(tiny_pairs, tmp_path, monkeypatch, c
 def test_second_pipeline_has_a_log_of_its_own(tiny_pairs, tmp_path):
     config = options(tiny_pairs, train={"total_iter": 5})
     config["logger"].update(save_checkpoint_freq=100, use_tb_logger=False)
+    config["val"]["val_freq"] = 100
     for name in ("first", "second"):
         file = training_options.write_options({**config, "name": name}, tmp_path / f"{name}.yml")
         train(["-opt", file], tmp_path)
         (log,) = (tmp_path / "experiments" / name).glob("*.log")
         text = log.read_text()
         assert f"name: {name}" in text and "End of training" in text
+        assert "@ 5 iter" in text, "the last validation belongs to the last iteration"
 
 
 def test_too_few_images_for_a_batch_are_refused(tiny_pairs, tmp_path):

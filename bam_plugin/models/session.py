@@ -49,6 +49,7 @@ class TrainingSession:
         self.tb_logger: Any = None
         self.sampler: ResumableSampler | None = None
         self.iteration = 0
+        self._total_iter = 0
         self.bar: tqdm | None = None
         self._resume_state: dict[str, Any] | None = None
         self._signal: int | None = None
@@ -134,17 +135,22 @@ class TrainingSession:
                 val_loaders.append(loader)
         if train_loader is None or self.sampler is None:
             raise TrainingDataError("the option file has no datasets.train")
-        total_iter, per_epoch = int(opt["train"]["total_iter"]), self.sampler.batches
-        epochs = math.ceil(total_iter / per_epoch)
+        self._total_iter, per_epoch = int(opt["train"]["total_iter"]), self.sampler.batches
+        epochs = math.ceil(self._total_iter / per_epoch)
         logger.info(
             f"Training: {len(self.sampler.dataset)} images, {per_epoch} iterations of {self.sampler.batch_size} x "
-            f"{opt['world_size']} samples per pass over them, {total_iter} iterations = {epochs} passes."
+            f"{opt['world_size']} samples per pass over them, {self._total_iter} iterations = {epochs} passes."
         )
         if self._resume_state is not None:
             epoch, self.iteration = self._resume_state["epoch"], self._resume_state["iter"]
             self.sampler.resume_at(epoch, self.iteration - epoch * per_epoch)
-        self._open_bar(total_iter)
-        return train_loader, self.sampler, val_loaders, epochs, total_iter
+        self._open_bar()
+        return train_loader, self.sampler, val_loaders, epochs, self._total_iter
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.iteration >= self._total_iter
 
     def iteration_done(self) -> None:
         """Count a finished iteration; save and stop when a signal has asked for it."""
@@ -182,12 +188,12 @@ class TrainingSession:
     def _epoch(self) -> int:
         return self.sampler.epoch if self.sampler is not None else 0
 
-    def _open_bar(self, total_iter: int) -> None:
+    def _open_bar(self) -> None:
         if self.opt["rank"] != 0 or not self.opt["logger"].get("pbar", True):
             return
         self._cleanup.enter_context(logging_redirect_tqdm(loggers=[LOGGER]))
         self.bar = tqdm(
-            total=total_iter,
+            total=self._total_iter,
             initial=self.iteration,
             unit="it",
             desc=self.opt["name"],
@@ -247,6 +253,8 @@ class WatchedPrefetcher:
     def reset(self) -> None:
         """Start an epoch."""
         self._in_iteration = False
+        if self._session.finished:
+            return
         if self._prefetcher is None:
             self._prefetcher = self._make_prefetcher()
         else:
@@ -257,6 +265,9 @@ class WatchedPrefetcher:
         if self._in_iteration:
             self._in_iteration = False
             self._session.iteration_done()
+        if self._session.finished:
+            # BasicSR's loop would count one iteration too many and start another pass before it notices.
+            return None
         batch = self._prefetcher.next()
         self._in_iteration = batch is not None
         return batch

@@ -6,8 +6,8 @@ In the stage `float` a binary convolution computes with its latent weights and w
 estimator is: hardtanh for `clip`, and so on. In `binary_activations` it computes with signs and latent weights.
 Parameters and normalizations are the same in all stages, so each stage goes on where the one before ended. A training
 of which `float` takes all iterations is that of the full-precision twin: its checkpoint can be the start of a binary
-training (`path.pretrain_network_g`). Only BinarySRModel in training knows stages: a checkpoint that is tested, converted
-or profiled is binary.
+training (`path.pretrain_network_g`). Only BinarySRModel in training knows stages: a checkpoint that is tested,
+converted or profiled is binary.
 """
 
 from __future__ import annotations
