@@ -25,6 +25,25 @@ def test_a_good_file_passes_unchanged(tiny_pairs: Any, tmp_path: Path) -> None:
     assert load_options(write_options(options, tmp_path / "good.yml"), is_train=True).values == options
 
 
+HABITS = {
+    "val.val_freq": 5e3,  # !!float 5e3
+    "logger.save_checkpoint_freq": 5e3,
+    "logger.wandb": {"project": None, "resume_id": None},
+    "datasets.train.use_shuffle": True,
+    "datasets.val_2": {"name": "x", "type": "SingleImageDataset", "dataroot_lq": ".", "io_backend": {"type": "disk"}},
+    "network_g": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "res_scale": 1, "rgb_mean": [0.4, 0.4, 0.4]},
+    "train.optim_g.weight_decay": 0,
+    "train.scheduler": {"type": "MultiStepLR", "milestones": [20], "gamma": 1},
+    "train.pixel_opt": {"type": "CharbonnierLoss", "loss_weight": 1},
+    "train.perceptual_opt": {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}, "range_norm": False},
+    "model_type": "SRModel",
+}
+
+
+def test_the_habits_of_basicsrs_own_files_pass(tiny_pairs: Any, tmp_path: Path) -> None:
+    load_options(write_options(changed(tiny_options(tiny_pairs), HABITS), tmp_path / "good.yml"), is_train=True)
+
+
 MISTAKES = [
     # Misspelt, misplaced and invented keys, section by section.
     ({"model_typ": "SRModel"}, "model_typ", "did you mean model_type?"),

@@ -51,6 +51,8 @@ class Dataset(msgspec.Struct):
     pin_memory: bool = False
     persistent_workers: bool = False
     manual_seed: int | None = None
+    use_shuffle: bool = True
+    """Nothing reads it, but the files that come with BasicSR have it."""
 
 
 class Train(msgspec.Struct):

@@ -14,6 +14,9 @@ from bam_plugin.config.problems import KeyPath, Problem, nearest, suggest
 
 def check_value(value: Any, expected: Any, key: KeyPath, default: Any = None) -> Iterator[Problem]:
     """Check one value against a type, or against a default value where msgspec does not know the type."""
+    if isinstance(value, float) and value.is_integer():
+        # `!!float 5e3` for an iteration count is BasicSR's habit, and works.
+        value = int(value)
     try:
         msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
