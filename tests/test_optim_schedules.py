@@ -62,6 +62,9 @@ def test_epochs_become_iterations():
 
 
 def test_epochs_and_iterations_together_are_refused():
+    train = {"total_epochs": 1, "total_iter": None, "warmup_epochs": 2, "warmup_iter": -1}
+    resolve_epochs(train)
+    assert train == {"total_iter": 1000, "warmup_iter": 2000}
     with pytest.raises(OptimizerError, match="total_epochs and total_iter"):
         resolve_epochs({"total_epochs": 1, "total_iter": 1000})
 

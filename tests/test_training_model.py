@@ -321,3 +321,35 @@ def test_bop_average_starts_from_the_signs(tiny_pairs):
     assert len(model.schedulers) == 2
     assert set(model.net_g_ema.conv.weight.unique().tolist()) == {-1.0, 1.0}
     iterate(model, 1, make_batch())
+
+
+def test_all_options_of_the_model_pass_the_check_of_option_files(tiny_pairs, tmp_path):
+    from bam_plugin.config import OptionsError, load_options
+
+    options = training_options.tiny_options(
+        tiny_pairs,
+        optim_g={
+            "type": "BinaryAdam",
+            "lr": 1e-3,
+            "lr_mult": {"latent": 0.5},
+            "latent_clip": 1.5,
+            "rules": [{"match": "norm", "lr_mult": 2}],
+        },
+        scheduler={"type": "HalvingLR", "every_epochs": 2},
+        iters_per_epoch=4,
+        warmup_epochs=1,
+        precision="bf16",
+        channels_last=True,
+        accumulate=2,
+        grad_clip=0.1,
+        sync_bn=True,
+        health_freq=5,
+        stages={"float": 2, "binary_activations": 2},
+        distill={"network": {"type": "BSRN"}, "path": "teacher.pth", "feature_weight": 1.0, "features": ["body"]},
+        watch={"nonfinite": "skip", "max_skipped": 3, "plateau": "warn", "plateau_window": 10},
+    )
+    file = training_options.write_options(options, tmp_path / "all.yml")
+    load_options(file, is_train=True)
+    options["train"]["acumulate"] = options["train"].pop("accumulate")
+    with pytest.raises(OptionsError, match="acumulate"):
+        load_options(training_options.write_options(options, tmp_path / "wrong.yml"), is_train=True)

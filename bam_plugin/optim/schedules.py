@@ -82,7 +82,8 @@ def resolve_epochs(train: dict[str, Any]) -> None:
         for epochs_key, iter_key in keys.items():
             if epochs_key not in section:
                 continue
-            if iter_key in section:
+            # An included file may hold the other one: ~ takes it back, and -1 is BasicSR's word for no warm-up.
+            if section.get(iter_key) not in (None, -1):
                 raise OptimizerError(f"{epochs_key} and {iter_key} say the same thing; give one of them")
             epochs = section.pop(epochs_key)
             many = isinstance(epochs, (list, tuple))
