@@ -72,17 +72,20 @@ def set5_psnr(network: torch.nn.Module, pairs: list[tuple[np.ndarray, np.ndarray
     return float(np.mean(values))
 
 
-def train(name: str, method: str, data: Path, iterations: int, lr: float) -> dict:
+def train(name: str, method: str, data: Path, iterations: int, lr: float, bf16: bool) -> dict:
     """Train one network and return its record."""
     torch.manual_seed(0)
     pairs, validation = read_pairs(data / "T91"), read_pairs(data / "Set5")
     network = ARCH_REGISTRY.get(name)(upscale=SCALE, binarizer=None if method == "none" else method)
+    network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     generator = np.random.default_rng(0)
     losses, start = [], time.perf_counter()
     for _ in range(iterations):
         low, high = sample(pairs, generator)
-        loss = (network(low) - high).abs().mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = network(low.contiguous(memory_format=torch.channels_last))
+        loss = (out.float() - high).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
             target = args.out / f"{name}_{method}.json"
             if target.exists() or (name == "BSRN" and method == "none"):
                 continue
-            record = train(name, method, args.data, args.iterations, args.lr)
+            record = train(name, method, args.data, args.iterations, args.lr, args.bf16)
             target.write_text(json.dumps(record))
             late = np.mean(record["losses"][-20:])
             print(
@@ -150,6 +153,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--bf16", action="store_true", help="train under autocast to bfloat16 (faster)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.command == "run" and args.data is None:

@@ -8,8 +8,8 @@ An activation binarizer is a module built with `num_feat` (channels). Its three 
   direction per channel and base, and bisection over the floats with `decompose` finds them exactly.
 - `split(x)` -> (effective activation, magnitude (N, 1, H, W) or None): a magnitude is averaged by the convolution over
   its window and multiplies its output (where `has_magnitude` is true: xnor).
-`alphabet` is `-1,+1`, `0,1` or None (full precision, not binary); a tap outside the image is 0 in all of them. Ties are
-Sign(0) = +1. g stands for the gradient of the loss with respect to the effective activation.
+`alphabet` is `-1,+1`, `0,1` or None (full precision, not binary); a tap outside the image is 0 in all of them. g stands
+for the gradient of the loss with respect to the effective activation.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BatchNormSign(ActivationBinarizer):
     """A^B = Sign(BN(A)) with an affine batch normalization over (N, H, W)   (eq. 9 after the accumulation; BNN).
 
     The learned shift and slope of the normalization are per-channel thresholds of the sign. Gradient of the sign by
-    `estimator`, a name in `bam_plugin.nn.sign.ESTIMATORS`.
+    `estimator`, a name in `bam_plugin.nn.sign.ESTIMATORS`. Tie: Sign(0) = +1.
     """
 
     def __init__(self, *, num_feat: int, estimator: str = "clip") -> None:
@@ -68,7 +68,7 @@ class XNORSign(ActivationBinarizer):
     """A^B = Sign(I) with I = BN(A), and the magnitude E|I| over the channels   (Rastegari et al., XNOR-Net, ECCV 2016).
 
     The convolution averages the magnitude over its window (K of the paper) and multiplies its output by it. Gradient of
-    the sign by `estimator`, none through the magnitude.
+    the sign by `estimator`, none through the magnitude. Tie: Sign(0) = +1.
     """
 
     has_magnitude = True
@@ -93,7 +93,10 @@ class XNORSign(ActivationBinarizer):
 
 
 class PlainSign(ActivationBinarizer):
-    """A^B = Sign(A), no normalization and no parameter   (Bi-Real Net, E2FIF); gradient by `estimator`."""
+    """A^B = Sign(A), no normalization and no parameter   (Bi-Real Net, Liu et al., ECCV 2018; E2FIF).
+
+    Gradient of the sign by `estimator`. Tie: Sign(0) = +1.
+    """
 
     def __init__(self, *, num_feat: int, estimator: str = "polynomial") -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class PlainSign(ActivationBinarizer):
 class RSign(ActivationBinarizer):
     """A^B = Sign(A - t) with one learned threshold t per channel, 0 at the start   (ReActNet, ECCV 2020; BBCU).
 
-    Gradient of the sign by `estimator`; dL/dt is the negative sum over the channel.
+    Gradient of the sign by `estimator`; dL/dt is the negative sum over the channel. Tie: Sign(0) = +1.
     """
 
     def __init__(self, *, num_feat: int, estimator: str = "polynomial") -> None:
@@ -132,8 +135,8 @@ class RSign(ActivationBinarizer):
 class DoReFaActivation(ActivationBinarizer):
     """A^B = 1 if BN(A) >= 0.5 else 0: one bit in {0, 1}   (Zhou et al., DoReFa-Net with A1, arXiv 1606.06160).
 
-    Gradient: g where 0 <= BN(A) <= 1, else 0. A padded 0 is a value of this alphabet. The normalization starts at the
-    shift 0.5, so that half of the bits are set.
+    Gradient: g where 0 <= BN(A) <= 1, else 0. Tie: 0.5 gives 1. A padded 0 is a value of this
+    alphabet. The normalization starts at the shift 0.5, so that half of the bits are set.
     """
 
     alphabet = "0,1"
@@ -154,7 +157,7 @@ class ABCActivation(ActivationBinarizer):
 
     Factors b (1 at the start) and shifts v are trained, one per base and layer; the shifts start at
     1.5 (n - (N + 1) / 2): 0 for one base; -1.5, 0, 1.5 for three.
-    Gradient: to R and v_n, b_n g where 0 <= R + v_n <= 1, else 0; to b_n, sum(g * A_n).
+    Gradient: to R and v_n, b_n g where 0 <= R + v_n <= 1, else 0; to b_n, sum(g * A_n). Tie: Sign(0) = +1.
     """
 
     def __init__(self, *, num_feat: int, bases: int = 1) -> None:

@@ -73,7 +73,10 @@ class BinaryConv2d(nn.Module):
         nn.init.kaiming_normal_(self.weight)
         with torch.no_grad():
             self.weight.mul_(latent_gain)
-        self.binarize_weight = WEIGHT_BINARIZERS[weight_binarizer](**(weight_options or {}))
+        weight_options = dict(weight_options or {})
+        if weight_options.get("affine"):
+            weight_options["num_filters"] = out_channels
+        self.binarize_weight = WEIGHT_BINARIZERS[weight_binarizer](**weight_options)
         self.binarize_activation = ACTIVATION_BINARIZERS[activation_binarizer](
             num_feat=in_channels, **(activation_options or {})
         )

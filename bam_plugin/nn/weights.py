@@ -4,8 +4,8 @@ A weight binarizer has two views of the same binary weight, and no state but its
 - `decompose(latent, previous)` -> [(signs (O, I, kh, kw) in {-1, +1}, scale (O,)), ...], one pair per base and without
   gradient: what evaluation computes with and what a packed file stores. The binary weight is sum(scale * signs).
 - `forward(latent, previous)` -> the same weight as one tensor (O, I, kh, kw), with the binarizer's gradient.
-`previous` are the latent weights of the earlier convolutions of an accumulation group; only `bam` looks at them. All
-ties are Sign(0) = +1, and no scale is differentiated. g stands for dL/dW^B.
+`previous` are the latent weights of the earlier convolutions of an accumulation group; only `bam` looks at them. No
+scale is differentiated. g stands for dL/dW^B.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.nn.accumulation import accumulate_filters
+from bam_plugin.nn.accumulation import accumulate_filters, normalize_filters
 from bam_plugin.nn.alpha import solve_alpha
 from bam_plugin.nn.sign import sign
 
@@ -71,24 +71,41 @@ class BAMWeight(WeightBinarizer):
     Gradient, `latent` (eq. 8):  dL/dW_n = g, nothing to the earlier latents.
     Gradient, `accumulated`:     dL/dW_i = a_i g for i = 1 .. n (the estimator of the accumulated sum).
     Learned alpha gets dL/da_i = sum(g * W_i) in both cases.
-    Scale per output filter.
+    Tie: Sign(0) = +1. Scale per output filter.
 
     alpha: `one` (the paper's W1), `learned` (n scalars, 1 at the start) or `solved` (the minimum of eq. 6, found anew
     from the present weights in every call, see solve_alpha; it nearly switches the accumulation off, the paper's W2).
     group_index: n - 1, the number of earlier convolutions in the accumulation group.
+    affine, num_filters: give the normalization a learned gain and shift per output filter (1 and 0 at the start;
+    dL/dgain = sum(g * BN), dL/dshift = sum(g)); BinaryConv2d fills in num_filters. Off by default: the paper has none.
     """
 
     ALPHAS = ("one", "learned", "solved")
     GRADIENTS = ("latent", "accumulated")
     accumulates = True
 
-    def __init__(self, *, alpha: str = "one", gradient: str = "latent", group_index: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: str = "one",
+        gradient: str = "latent",
+        group_index: int = 0,
+        affine: bool = False,
+        num_filters: int | None = None,
+    ) -> None:
         super().__init__()
         if alpha not in self.ALPHAS:
             raise ValueError(f"alpha must be one of {self.ALPHAS}, found {alpha!r}")
         if gradient not in self.GRADIENTS:
             raise ValueError(f"gradient must be one of {self.GRADIENTS}, found {gradient!r}")
+        if affine and (num_filters is None or alpha == "solved"):
+            raise ValueError(
+                f"affine needs num_filters and an alpha that is not solved (eq. 6 knows no gain and shift), found "
+                f"num_filters {num_filters} and alpha {alpha!r}"
+            )
         self.gradient = gradient
+        self.gain = nn.Parameter(torch.ones(num_filters, 1, 1, 1)) if affine and num_filters else None
+        self.shift = nn.Parameter(torch.zeros(num_filters, 1, 1, 1)) if affine and num_filters else None
         self.solved = alpha == "solved"
         self.alpha = nn.Parameter(torch.ones(group_index + 1)) if alpha == "learned" else None
 
@@ -100,25 +117,33 @@ class BAMWeight(WeightBinarizer):
         """One pair, see WeightBinarizer."""
         with torch.no_grad():
             total = accumulate_filters(latent, previous, self.factors(latent, previous))
+            if self.gain is not None:
+                return [(sign(normalize_filters(total) * self.gain + self.shift), mean_magnitude(latent))]
             # Dividing by the deviation, as BN does, changes no sign and would cost more than all the rest.
             return [(sign(total - total.mean(dim=(1, 2, 3), keepdim=True)), mean_magnitude(latent))]
 
     def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The latent (eq. 8) or the accumulated sum; alpha's gradient comes from that sum in both cases."""
+        # What only the factors learn from: there the filters are constants.
+        frozen = [weight.detach() for weight in (*previous, latent)]
         if self.gradient == "accumulated":
-            return accumulate_filters(latent, previous, self.factors(latent, previous))
-        if self.alpha is not None:
-            # Eq. 8 for the latents, the accumulated sum for alpha only: the filters are constants in that sum.
-            frozen = [weight.detach() for weight in previous]
-            return latent + accumulate_filters(latent.detach(), frozen, self.alpha)
-        return latent
+            carrier = accumulate_filters(latent, previous, self.factors(latent, previous))
+        elif self.alpha is not None:
+            carrier = latent + accumulate_filters(frozen[-1], frozen[:-1], self.alpha)
+        else:
+            carrier = latent
+        if self.gain is None:
+            return carrier
+        with torch.no_grad():
+            normalized = normalize_filters(accumulate_filters(latent, previous, self.alpha))
+        return carrier + (normalized * self.gain + self.shift)
 
 
 class BNNWeight(WeightBinarizer):
     """W^B = Sign(W), no scale   (Hubara et al., Binarized Neural Networks, NeurIPS 2016).
 
-    Gradient: dL/dW = g where |W| <= 1, else 0. The paper also clips the latents to [-1, 1] after each update; that is
-    the optimizer's part.
+    Gradient: dL/dW = g where |W| <= 1, else 0. Tie: Sign(0) = +1. The paper also clips the latents to
+    [-1, 1] after each update; that is the optimizer's part.
     """
 
     scaled = False
@@ -136,7 +161,7 @@ class BNNWeight(WeightBinarizer):
 class DoReFaWeight(WeightBinarizer):
     """W^B = Sign(W) * E|W|, one scale for the layer   (Zhou et al., DoReFa-Net with W1, arXiv 1606.06160).
 
-    Gradient: dL/dW = g.
+    Gradient: dL/dW = g. Tie: Sign(0) = +1.
     """
 
     def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
@@ -152,7 +177,7 @@ class DoReFaWeight(WeightBinarizer):
 class ReActWeight(WeightBinarizer):
     """W^B = Sign(W) * E|W|, one scale per output filter   (Liu et al., ReActNet, ECCV 2020; E2FIF and BBCU alike).
 
-    Gradient: dL/dW = g where |W| <= 1, else 0.
+    Gradient: dL/dW = g where |W| <= 1, else 0. Tie: Sign(0) = +1.
     """
 
     def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
@@ -168,7 +193,7 @@ class ReActWeight(WeightBinarizer):
 class BiRealWeight(ReActWeight):
     """W^B = Sign(W) * E|W|, one scale per output filter   (Liu et al., Bi-Real Net, ECCV 2018).
 
-    Gradient, aware of the magnitude: dL/dW = g * E|W| where |W| <= 1, else 0.
+    Gradient, aware of the magnitude: dL/dW = g * E|W| where |W| <= 1, else 0. Tie: Sign(0) = +1.
     """
 
     def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -179,7 +204,7 @@ class BiRealWeight(ReActWeight):
 class XNORWeight(ReActWeight):
     """W^B = Sign(W) * E|W|, one scale per output filter   (Rastegari et al., XNOR-Net, ECCV 2016).
 
-    Gradient: dL/dW = g * (1 / n + E|W| [|W| <= 1]) with n = I kh kw, the elements of a filter.
+    Gradient: dL/dW = g * (1 / n + E|W| [|W| <= 1]) with n = I kh kw, the elements of a filter. Tie: Sign(0) = +1.
     """
 
     def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -193,7 +218,7 @@ class ABCWeight(WeightBinarizer):
 
     u_m = -1 + 2 (m - 1) / (M - 1), 0 for M = 1; E and std over the layer. c minimizes ||W - W^B||^2 (least squares;
     of several minimizers the shortest).
-    Gradient: dL/dW = (c_1 + ... + c_M) g.
+    Gradient: dL/dW = (c_1 + ... + c_M) g. Tie: Sign(0) = +1.
     Scales per layer (`layer`, the paper) or a least-squares problem for each output filter (`filter`).
     """
 
