@@ -1,26 +1,57 @@
 """Packaging of bam_plugin; settings of the tools are in pyproject.toml."""
 
+import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "bam_plugin/__init__.py").read_text(), re.MULTILINE).group(1)
 
-# The runtime needs no torch: upscaling with packed files works on these alone.
-RUNTIME = ["numpy>=2.0", "opencv-python>=4.8", "pyyaml>=6.0", "safetensors>=0.4.3"]
+# The runtime needs no torch: upscaling with packed files works on these alone. Pillow reads what OpenCV does not (ICC
+# profiles, EXIF, CMYK, palettes), tqdm shows progress.
+RUNTIME = [
+    "numpy>=2.0",
+    "opencv-python>=4.8",
+    "pillow>=10.1",
+    "pyyaml>=6.0",
+    "safetensors>=0.4.3",
+    "tqdm>=4.60",
+]
 TRAIN = [
     "basicsr>=1.4.2",
+    "lmdb>=1.4",
+    "msgspec>=0.18",
+    "tensorboard>=2.14",
     "torch>=2.2",
     "torchvision>=0.17",
-    "lmdb>=1.4",
-    "tensorboard>=2.14",
-    "tqdm>=4.60",
-    "msgspec>=0.18",
 ]
 DEMO = ["scikit-image>=0.22"]
 DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350"]
+
+
+def kernel_build():
+    """The module that builds the C kernels, loaded by path: the package itself needs NumPy to be imported."""
+    path = HERE / "bam_plugin/packed/csrc/build.py"
+    spec = importlib.util.spec_from_file_location("kernel_build", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildWithOptions(build_py):
+    """build_py that carries the option files of the repository's `options/` inside the package."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(HERE / "options", Path(self.build_lib) / "bam_plugin/options", dirs_exist_ok=True)
+
+
+KERNELS = kernel_build()
 
 setup(
     name="bam-plugin",
@@ -31,10 +62,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
-    # The folder of option files is at the top of a checkout and inside the package of a wheel.
-    packages=[*find_packages(include=["bam_plugin", "bam_plugin.*"]), "bam_plugin.options"],
-    package_dir={"bam_plugin.options": "options"},
-    package_data={"bam_plugin": ["zoo/*", "data/*.csv"], "bam_plugin.options": ["**/*.yml"]},
+    packages=find_packages(include=["bam_plugin", "bam_plugin.*"]),
+    package_data={"bam_plugin": ["zoo/*", "data/*.csv"]},
+    ext_modules=[KERNELS.KernelExtension()],
+    cmdclass={"build_ext": KERNELS.BuildKernels, "build_py": BuildWithOptions},
     install_requires=RUNTIME,
     extras_require={"train": TRAIN, "demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["bam = bam_plugin.cli:main"]},
