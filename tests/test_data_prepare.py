@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,6 +281,40 @@ def test_no_usable_image_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(BamError, match="at least one image"):
         prepare_training_set([], tmp_path / "out", **QUIET)
+
+
+def test_classic_sets_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("T91/t1", "BSDS400/train/7", "BSDS400/test/7", "DIV2K_valid_crop256/0801")):
+        write(tmp_path / f"sets/{name}.png", picture(number, 50, 61))
+    assert main(["prepare", "classic", "--root", "sets", "--quiet"]) == 0
+    assert "3 pairs" in capsys.readouterr().out
+    training = tmp_path / "datasets/classic"
+    assert sorted(read_all(training / "classic_HR.lmdb")) == ["t1", "test_7", "train_7"]
+    for scale in (2, 3, 4):
+        lr = read_all(training / f"classic_LR_bicubic_X{scale}.lmdb")
+        assert lr["t1"].shape == (48 // scale, 60 // scale, 3)
+        assert (tmp_path / f"datasets/DIV2K_valid_crop256/LRbicx{scale}/0801.png").is_file()
+    shutil.rmtree(training)
+    assert main(["prepare", "classic", "--root", "sets", "--quiet"]) == 0, "what is there is passed over"
+    assert main(["prepare", "classic", "--root", "sets", "--quiet"]) == 2
+    assert main(["prepare", "classic", "--root", "datasets", "--quiet"]) == 2
+
+
+def test_preparing_imports_no_torch() -> None:
+    modules = (
+        "data.resize",
+        "data.prepare",
+        "data.benchmarks",
+        "data.overlap",
+        "data.sheet",
+        "report",
+        "commands.prepare",
+    )
+    code = "".join(f"import bam_plugin.{name}\n" for name in modules) + "import sys\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_cut_jpeg_is_refused_and_appended_data_is_not(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from bam_plugin.data.images import ImageReadError, read_image
 from bam_plugin.errors import BamError
 
 # Pictures are compared at this longer side (pixels), with at most so many neighbourhoods each.
-_SIDE = 640
-_FEATURES = 400
+_SIDE = 512
+_FEATURES = 300
 # Cosine of two descriptors that may show the same thing.
 _SIMILAR = 0.9
 # Neighbourhoods in one arrangement; measured: 60 strangers reach 11 at most, at sizes that are allowed.
