@@ -10,15 +10,12 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-
-from bam_plugin._files import atomic_path
 
 _PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -117,13 +114,6 @@ def slider_page(comparisons: Sequence[Comparison], *, title: str) -> str:
             )
         )
     return _PAGE.substitute(title=html.escape(title), figures="\n".join(figures))
-
-
-def write_slider_page(path: str | os.PathLike, comparisons: Sequence[Comparison], *, title: str) -> None:
-    """Write the page to `path`, complete or not at all."""
-    text = slider_page(comparisons, title=title)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _data_uri(pixels: np.ndarray) -> str:

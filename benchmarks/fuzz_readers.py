@@ -94,7 +94,8 @@ def _work(args: argparse.Namespace) -> int:
 def _picture_case():
     from fuzzing import mutate, picture_seeds
 
-    from bam_plugin.packed.images import PictureError, probe_picture, read_picture
+    from bam_plugin.packed.images import probe_picture, read_picture
+    from bam_plugin.packed.picture_errors import PictureError
 
     seeds = list(picture_seeds().values())
 

@@ -16,7 +16,8 @@ from upscale_models import tiny_model
 from bam_plugin.errors import BamError
 from bam_plugin.packed import Engine, PackedFormatError, Upscaler
 from bam_plugin.packed.format import pack_model, unpack_model
-from bam_plugin.packed.images import PictureError, probe_picture, read_picture
+from bam_plugin.packed.images import probe_picture, read_picture
+from bam_plugin.packed.picture_errors import PictureError
 
 SEEDS = picture_seeds()
 _LIMIT = 1_000_000  # pixels; forged sizes below it are really allocated

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from bam_plugin.packed import images
+from bam_plugin.packed import picture_errors as errors
 from bam_plugin.packed.images import Picture, check_array, probe_picture, read_picture
-from bam_plugin.packed.picture_writer import PictureWriteError, open_writer, plan_encoding
+from bam_plugin.packed.picture_writer import open_writer, plan_encoding
 from bam_plugin.packed.png_stream import PngStream
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -231,7 +231,7 @@ def test_float_tiff_in_unit_range_is_read_and_others_refused(tmp_path):
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels[:, :, 0], values)
     for bad in (values * 255, (values * 70000).astype(np.int32)):
         Image.fromarray(bad).save(tmp_path / "b.tif")
-        with pytest.raises(images.UnsupportedPictureError, match=r"b\.tif: "):
+        with pytest.raises(errors.UnsupportedPictureError, match=r"b\.tif: "):
             read_picture(tmp_path / "b.tif")
 
 
@@ -241,10 +241,10 @@ def test_sizes_are_refused_before_anything_is_decoded(tmp_path):
     content = b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", header) + _png_chunk(b"IDAT", zlib.compress(b"")) + b""
     (tmp_path / "bomb.png").write_bytes(content)
     for read in (probe_picture, read_picture):
-        with pytest.raises(images.PictureTooLargeError, match=r"3600\.0 megapixels.*limit of 100 .*--max"):
+        with pytest.raises(errors.PictureTooLargeError, match=r"3600\.0 megapixels.*limit of 100 .*--max"):
             read(tmp_path / "bomb.png")
     Image.fromarray(_rgb(10, 11)).save(tmp_path / "small.png")
-    with pytest.raises(images.PictureTooLargeError):
+    with pytest.raises(errors.PictureTooLargeError):
         read_picture(tmp_path / "small.png", max_pixels=109)
     assert read_picture(tmp_path / "small.png", max_pixels=110).pixels.shape == (10, 11, 3)
 
@@ -269,17 +269,17 @@ def test_truncated_files_are_named(tmp_path, kind):
     content = path.read_bytes()
     for share in (0.9, 0.5, 0.1):
         path.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises((images.DamagedPictureError, images.UnknownPictureError), match=r"a\."):
+        with pytest.raises((errors.DamagedPictureError, errors.UnknownPictureError), match=r"a\."):
             read_picture(path)
 
 
 def test_what_is_no_picture_is_named(tmp_path):
     for content in (b"", b"x", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n", b"<svg/>" * 100):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises((images.UnknownPictureError, images.DamagedPictureError)):
+        with pytest.raises((errors.UnknownPictureError, errors.DamagedPictureError)):
             read_picture(tmp_path / "a.png")
     for path in (tmp_path, tmp_path / "none.png", Path("/dev/null")):
-        with pytest.raises(images.PictureAccessError):
+        with pytest.raises(errors.PictureAccessError):
             read_picture(path)
 
 
@@ -297,7 +297,7 @@ def test_what_is_no_picture_is_named(tmp_path):
     ],
 )
 def test_arrays_that_are_no_pictures_are_named(array, message):
-    with pytest.raises(images.PictureArrayError, match=message):
+    with pytest.raises(errors.PictureArrayError, match=message):
         check_array(array)
 
 
@@ -362,7 +362,7 @@ def test_losses_are_said_and_impossible_sizes_refused():
     assert "8 bits" in plan_encoding("jpg", channels=3, dtype=np.uint16, **size).notes[0]
     assert "transparency" in plan_encoding("jpg", channels=4, dtype=np.uint8, **size).notes[0]
     assert plan_encoding("png", channels=3, dtype=np.float32, **size).dtype is np.uint16
-    with pytest.raises(PictureWriteError, match="16383"):
+    with pytest.raises(errors.PictureWriteError, match="16383"):
         plan_encoding("webp", channels=3, dtype=np.uint8, width=16384, height=10)
 
 

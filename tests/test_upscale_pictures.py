@@ -15,7 +15,7 @@ from upscale_models import tiny_model, write_tiny
 from bam_plugin.packed import Engine, PackedModel, Upscaler
 from bam_plugin.packed.alpha import clamp_alpha, fill_transparent
 from bam_plugin.packed.graph import GraphBuilder
-from bam_plugin.packed.images import PictureArrayError, PictureError
+from bam_plugin.packed.picture_errors import PictureArrayError, PictureError
 from bam_plugin.packed.upscaler import OverwriteError, ScaleError, UnsupportedModelError
 from bam_plugin.packed.zoo import UnknownModelError, find_model
 

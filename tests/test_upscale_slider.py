@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bam_plugin.slider_page import Comparison, slider_page, write_slider_page
+from bam_plugin.slider_page import Comparison, slider_page
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -63,7 +63,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    write_slider_page(tmp_path / "page.html", _comparisons(), title="Test")
+    (tmp_path / "page.html").write_text(slider_page(_comparisons(), title="Test"), encoding="utf-8")
     browser.get((tmp_path / "page.html").as_uri())
     return browser
 

@@ -11,18 +11,24 @@ import contextlib
 import functools
 import io
 import os
-import re
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 from bam_plugin.errors import BamError
+from bam_plugin.packed.decode import decode, has_alpha, is_deep
+from bam_plugin.packed.picture_errors import (
+    DamagedPictureError,
+    PictureAccessError,
+    PictureArrayError,
+    PictureTooLargeError,
+    UnknownPictureError,
+)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")
 """Pillow's names of the decoders that may run. The list keeps rare ones (EPS starts Ghostscript) out of reach."""
@@ -37,34 +43,6 @@ MAX_PIXELS = 100_000_000
 _ORIENTATION = 0x0112
 _ANIMATED = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
 _pillow_limit = threading.Lock()
-
-
-class PictureError(BamError):
-    """A picture cannot be read or written."""
-
-
-class PictureAccessError(PictureError):
-    """The file is not there, is no file, or may not be read."""
-
-
-class UnknownPictureError(PictureError):
-    """The content is of none of the formats read here."""
-
-
-class DamagedPictureError(PictureError):
-    """The file starts like a picture and is truncated or broken."""
-
-
-class PictureTooLargeError(PictureError):
-    """The picture has more pixels than the stated limit."""
-
-
-class UnsupportedPictureError(PictureError):
-    """A picture of a kind that has no defined brightness range or channels here."""
-
-
-class PictureArrayError(PictureError):
-    """An array has a shape, data type or range that is no picture."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +83,8 @@ def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> P
             width=height if turned else width,
             height=width if turned else height,
             format=image.format or "?",
-            alpha=_has_alpha(image),
-            deep=_is_deep(image),
+            alpha=has_alpha(image),
+            deep=is_deep(image),
         )
 
 
@@ -118,19 +96,18 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
         raise PictureAccessError(f"{path}: cannot be read ({error.strerror or error})") from error
     with _open(io.BytesIO(content), path, max_pixels) as image, _decoding(path):
         picture = Picture(pixels=np.empty((0, 0, 1), np.uint8), format=image.format or "?")
-        deep, raw_mode = _is_deep(image), str(image.tile[0][3]) if image.tile else ""  # known until it is loaded
+        deep, raw_mode = is_deep(image), str(image.tile[0][3]) if image.tile else ""  # known until it is loaded
         frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
         if frames > 1:
             picture.notes.append(f"only the first of {frames} frames is used")
         image.load()
         orientation = _orientation(image)  # a PNG may carry its EXIF block behind the pixels
-        picture.icc_profile = image.info.get("icc_profile") or None
+        # CMYK is converted by its profile, which does not describe the result.
+        picture.icc_profile = (image.info.get("icc_profile") or None) if image.mode != "CMYK" else None
         picture.exif = _portable_exif(image, picture)
         if picture.icc_profile is None and image.format == "PNG":
             picture.png_colour = _png_colour(content)
-        pixels = _deep_pixels(image, content, raw_mode) if deep and image.mode != "F" else None
-        if pixels is None:
-            pixels = _pixels(image, picture, path)
+        pixels = decode(image, content, deep=deep, raw_mode=raw_mode, notes=picture.notes, path=path)
         picture.pixels = _rotated(pixels, orientation)
     _drop_foreign_profile(picture)
     return picture
@@ -221,30 +198,6 @@ def _decoding(path: str | os.PathLike) -> Iterator[None]:
         raise DamagedPictureError(f"{path}: the picture is damaged or cut short ({error})") from error
 
 
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """More than 8 bits a channel by the header. Pillow itself reads 16-bit RGB as 8 bits without a word."""
-    if image.mode in ("F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
-        return True
-    if image.format == "PNG":
-        # The raw mode of the decoder names the file's depth: "RGB;16B", "LA;16B", ...
-        return any("16" in str(tile[3]) for tile in image.tile)
-    if image.format == "TIFF":
-        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
-        return max(bits if isinstance(bits, tuple) else (bits,)) > 8
-    if image.format == "PPM":
-        return any("ppm" in str(tile[0]) and _ppm_depth(tile) > 255 for tile in image.tile)
-    return False
-
-
-def _ppm_depth(tile) -> int:
-    arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    return max((value for value in arguments if isinstance(value, int)), default=255)
-
-
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; a broken EXIF block means 1."""
     try:
@@ -263,81 +216,6 @@ def _rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
-
-
-def _pixels(image: Image.Image, picture: Picture, path: str | os.PathLike) -> np.ndarray:
-    """Pixels of 8-bit and float pictures, (H, W, C)."""
-    mode = image.mode
-    if mode in ("I", "F") and image.format == "TIFF":
-        pixels = np.asarray(image)
-        if mode == "I" or not (pixels.min() >= 0 and pixels.max() <= 1):
-            kind = "32-bit integer" if mode == "I" else "float"
-            raise UnsupportedPictureError(
-                f"{path}: a {kind} TIFF has no defined white; float values in [0, 1] or 16-bit integers were expected, "
-                f"found {pixels.min():g} to {pixels.max():g}"
-            )
-        return pixels.astype(np.float32)[:, :, None]
-    if mode == "CMYK":
-        image = _cmyk_to_rgb(image, picture)
-    elif "transparency" in image.info or mode in ("PA", "La", "RGBa"):
-        image = image.convert("LA" if mode in ("1", "L", "La") else "RGBA")
-    elif mode == "1":
-        image = image.convert("L")
-    elif mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _cmyk_to_rgb(image: Image.Image, picture: Picture) -> Image.Image:
-    profile, picture.icc_profile = picture.icc_profile, None
-    if profile:
-        try:
-            converted = ImageCms.profileToProfile(
-                image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-            picture.notes.append("CMYK converted to sRGB with the embedded profile")
-            assert converted is not None  # only with inPlace=True
-            return converted
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            picture.notes.append("the embedded CMYK profile is broken")
-    picture.notes.append("CMYK converted to RGB without a profile")
-    return image.convert("RGB")
-
-
-def _deep_pixels(image: Image.Image, content: bytes, raw_mode: str) -> np.ndarray | None:
-    """Pixels of 16-bit pictures as uint16 (H, W, C); None where OpenCV knows the file as 8 bits after all."""
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16)[:, :, None]
-        return grey if "transparency" not in image.info else _keyed_alpha(grey, image.info["transparency"])
-    if image.mode == "I" and image.format == "TIFF":
-        return None
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None:
-        raise ValueError("the 16-bit pixels cannot be decoded")
-    if decoded.dtype != np.uint16:
-        return None
-    if image.format == "PPM" and (depth := _ppm_maximum(content)) != 65535:
-        decoded = np.rint(np.minimum(decoded, depth) * (65535.0 / depth)).astype(np.uint16)
-    if decoded.ndim == 2:
-        return decoded[:, :, None]
-    if decoded.shape[2] == 4 and raw_mode.startswith("LA"):
-        return np.ascontiguousarray(decoded[:, :, [0, 3]])
-    code = cv2.COLOR_BGRA2RGBA if decoded.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return cv2.cvtColor(decoded, code)
-
-
-def _keyed_alpha(grey: np.ndarray, key: int) -> np.ndarray:
-    """Grey with one transparent value (PNG tRNS) as grey + alpha."""
-    alpha = np.where(grey == key, 0, 65535).astype(np.uint16)
-    return np.concatenate([grey, alpha], axis=2)
-
-
-def _ppm_maximum(content: bytes) -> int:
-    """The third number of a PPM header (the value of white); comments run from # to the end of the line."""
-    header = re.sub(rb"#[^\n]*\n", b" ", content[:4096])
-    numbers = re.match(rb"P\d\s+\d+\s+\d+\s+(\d+)", header)
-    return max(1, int(numbers.group(1))) if numbers else 65535
 
 
 def _portable_exif(image: Image.Image, picture: Picture) -> bytes | None:

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from bam_plugin.packed.images import Picture, PictureError, PictureInfo
+from bam_plugin.packed.images import Picture, PictureInfo
+from bam_plugin.packed.picture_errors import PictureWriteError
 from bam_plugin.packed.png_stream import MAX_SIDE, PngStream
 
 OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
@@ -22,10 +23,6 @@ OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 DEFAULT_QUALITY = 95
 LONGEST_SIDE = {"png": MAX_SIDE, "jpg": 65535, "webp": 16383}
 _JPEG_SEGMENT = 65533 - 6
-
-
-class PictureWriteError(PictureError):
-    """The enlarged picture cannot be written as asked."""
 
 
 class PictureWriter(Protocol):
