@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BamError as error:
         sys.stderr.write(f"bam: {type(error).__name__}: {error}\n")
         return error.exit_code
+    except OSError as error:
+        # A file that is missing, a folder without permission, a full disk: the system's own words name it.
+        sys.stderr.write(f"bam: {error}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("bam: interrupted\n")
         return 130
