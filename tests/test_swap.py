@@ -8,7 +8,8 @@ from bam_plugin.archs.binarized_arch import Binarized
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
 from bam_plugin.nn import METHODS, BinaryConv2d
 from bam_plugin.nn.grouping import GroupedLayer
-from bam_plugin.nn.swap import Recipe, SwapError, as_recipe, binarize
+from bam_plugin.nn.recipe import Recipe, SwapError, as_recipe
+from bam_plugin.nn.swap import binarize
 
 COMMON = {"num_in_ch": 3, "num_out_ch": 3}
 EDSR = {**COMMON, "num_feat": 8, "num_block": 2, "upscale": 2}
@@ -258,3 +259,10 @@ def test_re_parameterized_blocks_evaluate_what_they_train():
         expected = block.act(sum(branch(x) for branch in branches) + x)
         torch.testing.assert_close(block(x), expected)
     assert not block.conv3x3.training
+
+
+def test_a_failed_swap_changes_nothing():
+    host = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)))
+    with pytest.raises(TypeError, match="colour"):
+        binarize(host, {"weight_options": {"colour": "red"}})
+    assert all(type(layer) is nn.Conv2d for layer in host) and not host._forward_pre_hooks

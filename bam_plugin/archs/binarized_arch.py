@@ -16,7 +16,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bam_plugin.nn.swap import SwapError, as_recipe, binarize
+from bam_plugin.nn.recipe import SwapError, as_recipe
+from bam_plugin.nn.swap import binarize
 
 # Names under which networks take the number of input channels.
 CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans", "in_nc")
@@ -32,7 +33,7 @@ class Binarized(nn.Module):
 
     Args:
         host: `type`, a name in ARCH_REGISTRY, and the options of that network.
-        recipe: what to binarize and how, see bam_plugin.nn.swap.Recipe.
+        recipe: what to binarize and how, see bam_plugin.nn.Recipe.
         probe_size: height and width of the example that the host is watched on.
     """
 

@@ -3,7 +3,8 @@
 sign.py: Sign and its straight-through estimators. accumulation.py: bit accumulation (BAM); alpha.py: its eq. 6.
 weights.py, activations.py: the binarizers, binarizers.py: their tables. binary_conv.py: BinaryConv2d. methods.py: what
 papers put around a binary convolution. layers.py: BinaryLayer and BinaryChain. blocks.py: LBBlock and HPBBlock.
-swap.py: binarize(), which puts binary convolutions into any network; grouping.py and watching.py serve it.
+swap.py: binarize(), which puts binary convolutions into any network by a recipe (recipe.py);
+grouping.py and watching.py serve it.
 """
 
 from bam_plugin.nn.accumulation import ActivationScale, accumulate_filters, normalize_filters
@@ -12,8 +13,9 @@ from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.blocks import HPBBlock, LBBlock
 from bam_plugin.nn.layers import BinaryChain, BinaryLayer, RPReLU, body_conv
 from bam_plugin.nn.methods import METHODS, Method, make_method
+from bam_plugin.nn.recipe import Recipe, SwapError
 from bam_plugin.nn.sign import ESTIMATORS, clipped_sign, identity_sign, polynomial_sign, sign
-from bam_plugin.nn.swap import Recipe, SwapReport, binarize
+from bam_plugin.nn.swap import SwapReport, binarize
 
 __all__ = [
     "ACTIVATION_BINARIZERS",
@@ -31,6 +33,7 @@ __all__ = [
     "Method",
     "RPReLU",
     "Recipe",
+    "SwapError",
     "SwapReport",
     "accumulate_filters",
     "binarize",

@@ -12,85 +12,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.errors import BamError
 from bam_plugin.nn.accumulation import ActivationScale
 from bam_plugin.nn.binarizers import WEIGHT_BINARIZERS
 from bam_plugin.nn.grouping import Group, GroupedLayer, open_scope
-from bam_plugin.nn.methods import Method, make_method
+from bam_plugin.nn.methods import Method
+from bam_plugin.nn.recipe import Recipe, SwapError, as_recipe
 from bam_plugin.nn.watching import Watched, keep_training_form, watch
-
-
-class SwapError(BamError):
-    """A recipe is wrong, or leaves nothing to binarize in this network."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What to binarize in a network, and how."""
-
-    binarizer: str = "bam"
-    """Name in bam_plugin.nn.METHODS."""
-    weight_binarizer: str | None = None
-    """Replaces the weight side of the method."""
-    weight_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of the weight binarizer."""
-    activation_binarizer: str | None = None
-    """Replaces the activation side of the method."""
-    activation_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of the activation binarizer."""
-    include: Sequence[str] = ("*",)
-    """Patterns (fnmatch) of module names; a convolution must match one."""
-    exclude: Sequence[str] = ()
-    """Patterns of module names to leave out."""
-    kernel_sizes: Sequence[int] | None = (3,)
-    """Kernel sizes to binarize, None for all."""
-    keep_first_last: bool = True
-    """Leave the first and the last convolution of the network full precision."""
-    group: str | int = "parent"
-    """Accumulation groups: `parent` (within one module), n (n in a row), `all`, or `none`. Their convolutions have one
-    shape and, with an example, one map size."""
-    accumulate_weights: bool = True
-    """Eq. 3, where the weight binarizer accumulates."""
-    accumulate_activations: bool | None = None
-    """Eq. 9; None follows the method."""
-    beta: str = "spatial"
-    """Mode of the factors of eq. 9, see ActivationScale."""
-    beta_statistic: str = "mean_abs"
-    """Statistic of the factors of eq. 9."""
-    beta_init: float = 1.0
-    """Start of the factors of eq. 9."""
-    beta_offset: float | None = None
-    """Offset of the factors of eq. 9; None is 0, or 1 with the mode `one`."""
-    skip: bool | None = False
-    """Identity path around each binarized convolution that keeps its shape; None follows the method. For plain chains;
-    in residual blocks a second path around each convolution doubles the range from block to block."""
-    norm: bool | None = None
-    """BatchNorm2d after each binarized convolution; None follows the method."""
-    output_scale: str | None = "channel"
-    """Learned factor after each binarized convolution, see BinaryConv2d."""
-    output_scale_init: float = 0.1
-    """Start of that factor."""
-    latent_gain: float = 1.0
-    """Factor on the weights that the network has when it is binarized."""
-
-    def method(self) -> Method:
-        """The method with the replaced parts."""
-        return make_method(
-            self.binarizer,
-            weight=self.weight_binarizer,
-            weight_options=self.weight_options,
-            activation=self.activation_binarizer,
-            activation_options=self.activation_options,
-            accumulate=self.accumulate_activations,
-            skip=self.skip,
-        )
 
 
 @dataclass
@@ -163,24 +97,6 @@ def binarize(
     return SwapReport(rows=rows, others=_other_layers(module))
 
 
-def as_recipe(recipe: Recipe | Mapping[str, Any] | None) -> Recipe:
-    """A Recipe from its keywords (as an option file has them); unknown keywords and wrong values raise SwapError."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    known = [entry.name for entry in fields(Recipe)]
-    values = dict(recipe or {})
-    if unknown := sorted(set(values) - set(known)):
-        raise SwapError(f"a recipe has the keys {known}, found {unknown}")
-    for key in ("include", "exclude"):
-        if isinstance(values.get(key), str):
-            values[key] = (values[key],)
-    result = Recipe(**values)
-    group = result.group
-    if not (group in ("parent", "all", "none") or (type(group) is int and group > 0)):
-        raise SwapError(f"group must be 'parent', 'all', 'none' or a positive number, found {group!r}")
-    return result
-
-
 def _reason_to_keep(
     module: nn.Module, name: str, conv: nn.Module, recipe: Recipe, watched: Watched | None
 ) -> str | None:
@@ -217,21 +133,28 @@ def _replace(
 ) -> dict[str, str]:
     """Replace the chosen convolutions; name -> note for the report."""
     notes: dict[str, str] = {}
+    layers: dict[str, GroupedLayer] = {}
+    groups: list[Group] = []
     accumulates = method.accumulate or (recipe.accumulate_weights and WEIGHT_BINARIZERS[method.weight].accumulates)
     for members in _groups(module, chosen, recipe if accumulates else None, watched):
         group = None
         if len(members) > 1:
             scope = _scope(module, members, watched)
             group = Group(name=f"{members[0]} .. {members[-1]}", scope=scope, size=len(members))
-            open_scope(module.get_submodule(scope), group)
+            groups.append(group)
         for index, name in enumerate(members):
-            parent, _, child = name.rpartition(".")
-            owner = module.get_submodule(parent)
-            setattr(owner, child, _layer(module.get_submodule(name), method, recipe, group, index))
+            layers[name] = _layer(module.get_submodule(name), method, recipe, group, index)
             notes[name] = f"{index + 1} of {len(members)} in {group.name}" if group else "alone"
-            if watched is not None and name in watched.bypassed:
-                keep_training_form(owner)
-                notes[name] += f"; {parent} is evaluated in its training form"
+    # Nothing can fail from here on: the network is changed as a whole or not at all.
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        setattr(owner, child, layer)
+        if watched is not None and name in watched.bypassed:
+            keep_training_form(owner)
+            notes[name] += f"; {parent or 'the network'} is evaluated in its training form"
+    for group in groups:
+        open_scope(module.get_submodule(group.scope), group)
     return notes
 
 
