@@ -120,9 +120,12 @@ def test_two_processes_train_one_network(tiny_pairs, tmp_path):
         sync_bn=True,
         accumulate=2,
         health_freq=5,
+        stages={"float": 2, "binary_activations": 1},
         watch={"nonfinite": "skip", "plateau": "warn", "plateau_window": 3, "plateau_patience": 1},
         total_iter=6,
     )
+    # Learned factors are unused while the weights are full precision.
+    options["network_g"]["alpha"] = "learned"
     options["num_gpu"] = "auto" if not torch.cuda.is_available() else 0
     options["val"]["val_freq"] = 3
     options["logger"]["save_checkpoint_freq"] = 3

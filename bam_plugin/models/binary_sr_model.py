@@ -64,6 +64,9 @@ class BinarySRModel(SRModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's; DistributedDataParallel on the CPU too, and the options that change modules."""
         train_opt = self.opt.get("train") or {}
+        if train_opt.get("stages"):
+            # A stage of full-precision weights leaves the binarizers' own parameters unused.
+            self.opt["find_unused_parameters"] = True
         if self.is_train:
             precision.prepare(net, train_opt.get("precision", "float32"))
             if train_opt.get("channels_last", False):
