@@ -61,13 +61,17 @@ def find_benchmarks(root: str | os.PathLike) -> dict[str, Path]:
     root = Path(root)
     if not root.is_dir():
         raise BamError(f"expected a folder that holds benchmarks, found no folder at {root}: check the path.")
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    folders: dict[str, Path] = {}
+    for path in sorted(path for path in root.iterdir() if path.is_dir()):
+        folders.setdefault(path.name.lower(), path)
+    # `root` may be `.`; a folder below it counts by its own name, also where that is a link.
+    folders.setdefault(root.resolve().name.lower(), root)
     found = {}
     for name, (aliases, _) in BENCHMARKS.items():
-        names = {name.lower(), *(alias.lower() for alias in aliases)}
-        for folder in folders:
-            if folder.resolve().name.lower() in names and name not in found:
-                found[name] = folder
+        names = [each.lower() for each in (name, *aliases)]
+        folder = next((folders[each] for each in names if each in folders), None)
+        if folder is not None:
+            found[name] = folder
     return found
 
 

@@ -107,7 +107,7 @@ def _is_cut_jpeg(content: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-    except OSError:
+    except (OSError, SyntaxError, ValueError):
         return True
     return False
 

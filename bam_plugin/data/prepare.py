@@ -21,7 +21,7 @@ from bam_plugin.data.benchmarks import PreparedBenchmark, prepare_benchmark
 from bam_plugin.data.images import list_images, read_image, unique_keys
 from bam_plugin.data.job import Job, fingerprint, refuse_existing
 from bam_plugin.data.overlap import Overlap, find_overlaps
-from bam_plugin.data.pairs import Grid, TooSmallError, common_modulus, make_pairs
+from bam_plugin.data.pairs import Grid, common_modulus, make_pairs
 from bam_plugin.data.runner import LeftOut, run_job
 from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space
 from bam_plugin.errors import BamError
@@ -256,20 +256,29 @@ def _places(root: Path, name: str, scales: Sequence[int], *, whole: bool, store:
 
 
 def _upper_bounds(paths: Sequence[Path], grid: Grid, scales: Sequence[int]) -> tuple[dict[str, int], int]:
-    """({collection: most bytes its PNGs can have}, number of sub-images), from the image headers alone."""
+    """({collection: most bytes its PNGs can have}, number of sub-images), mostly from the image headers alone."""
     pixels = entries = 0
     for path in paths:
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-            boxes = grid.boxes(*grid.usable(height, width))
-        except (OSError, TooSmallError, Image.DecompressionBombError):
+            boxes = grid.boxes(*grid.usable(*_size(path)))
+        except BamError:
+            # Unreadable or too small: reported when its turn comes.
             continue
         # EXIF rotation may swap the sides, which changes neither the number of pixels nor that of the boxes.
         pixels += sum(h * w for _, _, h, w in boxes)
         entries += len(boxes)
     # PNG adds one byte per row and five per 16 KB at worst, and its chunks.
     return {name: int(pixels / s**2 * 3 * 1.01) + entries * 1024 for name, s in _factors(scales).items()}, entries
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(height, width), by decoding the image only where its header does not tell."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, Image.DecompressionBombError):
+        height, width = read_image(path).shape[:2]
+        return height, width
 
 
 def _bytes_on_disk(
