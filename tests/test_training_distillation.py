@@ -56,6 +56,21 @@ def test_student_gets_both_terms_and_the_teacher_stays(tiny_pairs, teacher_file)
     assert float((model.output - target[2:]).abs().mean()) < float((batch["gt"][2:] - target[2:]).abs().mean())
 
 
+def test_twin_teaches_in_full_precision(tiny_pairs, teacher_file):
+    lq = make_batch()["lq"]
+    outputs = {}
+    for full_precision in (False, True):
+        distill = {"network": BSRN, "path": teacher_file, "full_precision": full_precision}
+        outputs[full_precision] = make_model(tiny_pairs, distill=distill).teacher.network(lq)
+    model = make_model(tiny_pairs, stages={"float": 1}, ema_decay=0)
+    model.net_g.load_state_dict(torch.load(teacher_file, weights_only=True)["params"])
+    model.stages.enter(1)
+    assert torch.equal(model.net_g.eval()(lq), outputs[True])
+    model.stages.enter(2)
+    assert torch.equal(model.net_g(lq), outputs[False])
+    assert not torch.equal(outputs[True], outputs[False])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -4,6 +4,7 @@ distill:
   network: {type: MSRResNet, ...}     the teacher, as under network_g
   path: experiments/.../net_g_latest.pth
   param_key: params_ema               default params
+  full_precision: true                the teacher is a twin trained in the stage `float` (see stages); default false
   output_weight: 1.0                  mean |student - teacher| over the output
   feature_weight: 0.1                 see feature_distance
   features: [body]                    names of modules of both networks, or pairs [student's, teacher's]
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_plugin.errors import BamError
+from bam_plugin.models.stages import StagedTraining
 
 
 class DistillationError(BamError):
@@ -112,6 +114,8 @@ def make_teacher(
     except KeyError as error:
         raise DistillationError(f"train.distill.{error.args[0]} is missing or names nothing that exists") from error
     load(network, path, True, settings.pop("param_key", "params"))
+    if settings.pop("full_precision", False):
+        StagedTraining(lengths={"float": 1}, networks=[network]).enter(1)
     try:
         return Teacher(network=network.to(device), student=student, **settings)
     except TypeError as error:
