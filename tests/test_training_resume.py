@@ -14,6 +14,7 @@ from bam_plugin import _compat
 from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import save_atomically
 from bam_plugin.models.session import TrainingInterruptedError
+from bam_plugin.models.watch import TrainingPlateauError
 from bam_plugin.train import main, train
 
 _compat.apply()
@@ -134,6 +135,24 @@ def test_interrupted_training_goes_on_as_if_nothing_had_happened(tiny_pairs, tmp
         assert signal.getsignal(getattr(signal, kind)) is handler
     assert _compat.newest_state(roots[1] / "experiments/tiny/training_states").name == f"{completed}.state"
     train(["-opt", file, "--auto_resume"], roots[1])
+    assert_same_checkpoint(*roots, 20)
+
+
+def test_training_that_a_watch_stopped_after_a_step_resumes_exactly(tiny_pairs, tmp_path):
+    """The error comes when the step is made already: the checkpoint is that of the present iteration."""
+    roots = [tmp_path / "whole", tmp_path / "parts"]
+    for root in roots:
+        root.mkdir()
+    watch = {"plateau_window": 3, "plateau_patience": 1, "plateau_gain": 0.99}
+    files = {}
+    for action in ("warn", "stop"):
+        config = options(tiny_pairs, train={"watch": {**watch, "plateau": action}})
+        files[action] = training_options.write_options(config, tmp_path / f"{action}.yml")
+    train(["-opt", files["warn"]], roots[0])
+    with pytest.raises(TrainingPlateauError):
+        train(["-opt", files["stop"]], roots[1])
+    assert _compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "6.state"
+    train(["-opt", files["warn"], "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
 
 

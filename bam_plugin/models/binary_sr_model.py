@@ -57,6 +57,7 @@ class BinarySRModel(SRModel):
         self.tb_logger: Any = None
         self._schedule: ScheduleSnapshot | None = None
         self._in_step = False
+        self._completed = 0
         super().__init__(opt)
 
     # -- construction -------------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class BinarySRModel(SRModel):
             self._step()
         else:
             self._skip_step(current_iter)
-        self._schedule = None
+        self._schedule, self._completed = None, current_iter
         self.log_dict = self.reduce_loss_dict(losses)
         self.log_dict["grad_norm"] = float(norm)
         if measured:
@@ -244,9 +245,11 @@ class BinarySRModel(SRModel):
         """Undo the effect of the forward pass on the running statistics, and name the layer."""
         self._buffers.restore()
         net = self.get_bare_model(self.net_g)
+        # In every process, whatever its batch: synchronized normalizations wait for each other.
+        layer = watch.first_nonfinite_module(net, lambda: net(self.lq))
         if not bool(torch.isfinite(self.lq).all() and torch.isfinite(self.gt).all()):
             where = "the batch holds non-finite values"
-        elif (layer := watch.first_nonfinite_module(net, lambda: net(self.lq))) is not None:
+        elif layer is not None:
             where = f"the output of {layer} is not finite"
         elif (name := watch.last_nonfinite_gradient(net.named_parameters())) is not None:
             where = f"the gradient of {name} is not finite"
@@ -324,8 +327,12 @@ class BinarySRModel(SRModel):
         save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
 
     def save_after_crash(self, epoch: int, current_iter: int, error: BaseException) -> None:
-        """Save the state after iteration `current_iter`, although `error` broke the next one."""
+        """Save the state after the last complete iteration: `current_iter`, or the next one when its step was made.
+
+        `error` broke the iteration before its step (which is undone), or what followed the step, such as a validation.
+        """
         logger = get_root_logger()
+        current_iter = max(current_iter, self._completed)
         if self._in_step:
             logger.error("The optimizer's step was interrupted: the weights are of no use and are not saved.")
             return

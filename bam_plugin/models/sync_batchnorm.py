@@ -41,6 +41,10 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         self._check_input_dim(x)
+        dtype = x.dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            # As torch's own: statistics of 16-bit data are float32.
+            x = x.float()
         axes = (0, 2, 3)
         count = x.new_tensor([x.numel() / x.shape[1]])
         sums = _SumOverProcesses.apply(torch.cat([x.sum(axes), count]))
@@ -53,7 +57,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         result = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
         if self.affine:
             result = result * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-        return result
+        return result.to(dtype)
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
