@@ -25,8 +25,8 @@ NOWHERE = Ref(-2, 0)
 ALIGNMENT = 64
 STRIP_BYTES = 24 << 20  # all windows of the tail together
 MIN_STRIP_ROWS = 8
-TILE = 48  # pixels: a multiple of every register block of the float convolution
-SCRATCH_BYTES = 40 << 10  # what a tile may take before it is made narrower, of the cache next to the core
+TILES = (48, 32, 24, 16, 12, 8)  # pixels of a tile; the largest is MAX_TILE of csrc/tile_ops.h
+SCRATCH_BYTES = 26 << 10  # what a tile's own values may take of the cache next to the core
 
 
 def aligned_zeros(size: int) -> np.ndarray:
@@ -165,12 +165,10 @@ class Program:
     # Operations
 
     def _fill_stage(self, stage: StageOps) -> Stage:
-        tile = TILE
-        while True:
+        for tile in TILES:
             offsets, size = self._lay_out_scratch(stage, tile)
-            if size <= SCRATCH_BYTES or tile <= 12:
+            if size <= SCRATCH_BYTES or tile == TILES[-1]:
                 break
-            tile //= 2
         self._scratch_bytes = max(self._scratch_bytes, size)
         ops = (Op * len(stage.ops))()
         for index, op in enumerate(stage.ops):

@@ -37,6 +37,25 @@ static inline void vf_bits_store(uint8_t *p, unsigned value) {
     const uint16_t bits = (uint16_t)value;
     memcpy(p, &bits, sizeof bits);
 }
+
+/* Folds sixteen pixels in one tree: each level adds the halves of two registers side by side. */
+static inline __attribute__((always_inline)) __m512 vf_fold_16(const __m512 *s) {
+    __m512 a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++) /* lanes j + 8 onto j: eight lanes of pixel 2i, eight of 2i + 1 */
+        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(s[2 * i], s[2 * i + 1], 0x44),
+                             _mm512_shuffle_f32x4(s[2 * i], s[2 * i + 1], 0xEE));
+    for (int i = 0; i < 4; i++) /* j + 4 onto j: four lanes of each of the pixels 4i .. 4i + 3 */
+        b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xDD));
+    for (int i = 0; i < 2; i++) /* j + 2 onto j */
+        c[i] = _mm512_add_ps(_mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0x44),
+                             _mm512_shuffle_ps(b[2 * i], b[2 * i + 1], 0xEE));
+    /* j + 1 onto j; element k of quarter q is pixel 4k + q */
+    const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xDD));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_ps(order, sums);
+}
+#define vf_fold_16 vf_fold_16
 #include "tile_ops.h"
 
 static int supported(void) {

@@ -7,6 +7,7 @@
  *   VW, VC               registers of BAM_LANES / 2 words and of their running counts: vw_load, vw_set1, vc_zero,
  *                        vc_count(VC, VW a, VW b) adds popcount(a xor b), vc_flush(VC total, VC partial)
  *   vf_bits_load(p), vf_bits_store(p, bits)  BAM_LANES bits in memory; only used where BAM_LANES is 8 or 16
+ *   vf_fold_16(sums)     optional: what fold_lanes makes of sixteen registers, as one
  *   VC_STEPS             how many vc_count a partial count can take before it must be flushed
  *   vi_merge(even, odd)  the totals of even and odd channels as one VI in order of channels
  *   BAM_MAX_VECTORS, BAM_PIXELS(v)  register block of the float convolution: up to that many registers of output
@@ -24,6 +25,7 @@
 #define NOINLINE static __attribute__((noinline))
 #define GROUP 16 /* floats: the unit of padded channels and the lanes of a channel mean */
 #define MAX_KERNEL 31
+#define MAX_TILE 48 /* pixels, as in program.py */
 #define UNROLL _Pragma("GCC unroll 16")
 
 INLINE int stride_of(int channels) { return channels < 8 ? channels : (channels + GROUP - 1) / GROUP * GROUP; }
@@ -97,92 +99,135 @@ INLINE VI count_differing(const VW *w, const uint64_t *const *rows, int64_t at, 
     return vi_merge(vc_flush(even, part_even), vc_flush(odd, part_odd));
 }
 
+/* Pixels [first, last) of a tile whose taps lie inside the picture in the same way. */
+typedef struct {
+    int first, last;
+    const int32_t *base;
+} segment_t;
+
 typedef struct {
     const uint64_t *rows[MAX_KERNEL];
     int64_t pixel_words;
-    const int32_t *base, *column_class; /* base of the row's class */
-    int count, blocks, stride, out_channels, out_words;
+    int segment_count, count, blocks, stride, out_bytes; /* out_bytes: of a pixel's signs */
     const uint64_t *weights;
     const float *scale, *add, *limits;
     const uint8_t *flips;
     float *out;
     uint8_t *signs;
+    segment_t segments[2 * MAX_KERNEL + 1];
 } binary_conv_t;
 
-/* The loop over blocks of output channels is the outer one, so that a small kernel's filters stay in registers. The map
- * that is added comes from far away and is read across the grain: each step asks for a line of the next tile. */
-INLINE void binary_conv_loop(const binary_conv_t *b, const int kernel, const int run, const int keep) {
-    const int steps = kernel * run, count = b->count, stride = b->stride;
-    const int32_t *const column_class = b->column_class;
-    const int64_t pixel_words = b->pixel_words, class_stride = (int64_t)b->blocks * BAM_LANES;
-    const uint64_t *rows[MAX_KERNEL];
-    for (int i = 0; i < kernel; i++) rows[i] = b->rows[i];
-    for (int block = 0; block < b->blocks; block++) {
-        const int first = block * BAM_LANES;
-        const VW *memory = (const VW *)(b->weights + (int64_t)block * steps * BAM_LANES);
-        VW kept[2 * 9];
-        if (keep)
-            for (int s = 0; s < 2 * steps; s++) kept[s] = vw_load(memory + s);
-        const VF scale = vf_load(b->scale + first);
-        const int32_t *base = b->base + first;
-        const float *add = b->add ? b->add + first : NULL;
-        float *out = b->out ? b->out + first : NULL;
-        if (first + BAM_LANES > stride) { /* fewer than 8 output channels */
-            for (int p = 0; p < count; p++) {
-                const VI differing = count_differing(keep ? kept : memory, rows, p * pixel_words, kernel, run);
-                const VI dot = vi_sub(vi_sub(vi_load(base + column_class[p] * class_stride), differing), differing);
-                float lanes[BAM_LANES];
-                vf_store(lanes, vf_mul(scale, vi_to_vf(dot)));
-                for (int c = 0; c < stride - first; c++)
-                    out[p * stride + c] = add ? lanes[c] + add[p * stride + c] : lanes[c];
-            }
-            continue;
-        }
-        const VF limits = b->limits ? vf_load(b->limits + first) : scale;
-        const unsigned flips = b->limits ? vf_bits_load(b->flips + first / 8) : 0;
-        uint8_t *signs = b->limits ? b->signs + first / 8 : NULL;
-        const int64_t next = (int64_t)count * stride;
-        for (int p = 0; p < count; p++) {
+enum { ADDS = 1, STORES = 2, SIGNS = 4 }; /* what a convolution does with its sums */
+
+/* One block of output channels for all pixels. A small kernel's filters are kept in registers. The map that is added
+ * comes from far away and is read across the grain: each step asks for a line of the next tile. */
+INLINE void binary_conv_block(const binary_conv_t *b, int block, const int kernel, const int run, const int keep,
+                              const int mode) {
+    const int steps = kernel * run, first = block * BAM_LANES;
+    const int64_t stride = b->stride, pixel_words = b->pixel_words, out_bytes = b->out_bytes;
+    const int64_t next = (int64_t)b->count * stride;
+    const VW *memory = (const VW *)(b->weights + (int64_t)block * steps * BAM_LANES);
+    VW kept[2 * 9];
+    if (keep) UNROLL for (int s = 0; s < 2 * steps; s++) kept[s] = vw_load(memory + s);
+    const VF scale = vf_load(b->scale + first);
+    const VF limits = mode & SIGNS ? vf_load(b->limits + first) : scale;
+    const unsigned flips = mode & SIGNS ? vf_bits_load(b->flips + first / 8) : 0;
+    for (int k = 0; k < b->segment_count; k++) {
+        const segment_t *segment = b->segments + k;
+        const VI base = vi_load(segment->base + first);
+        const float *add = b->add + segment->first * stride + first;
+        float *out = b->out + segment->first * stride + first;
+        uint8_t *signs = b->signs + segment->first * out_bytes + first / 8;
+        const uint64_t *rows[MAX_KERNEL];
+        for (int i = 0; i < kernel; i++) rows[i] = b->rows[i] + segment->first * pixel_words;
+        for (int64_t p = 0, last = segment->last - segment->first; p < last; p++) {
             const VI differing = count_differing(keep ? kept : memory, rows, p * pixel_words, kernel, run);
-            const VI dot = vi_sub(vi_sub(vi_load(base + column_class[p] * class_stride), differing), differing);
-            VF value = vf_mul(scale, vi_to_vf(dot));
-            if (add) {
+            VF value = vf_mul(scale, vi_to_vf(vi_sub(vi_sub(base, differing), differing)));
+            if (mode & ADDS) {
                 __builtin_prefetch(add + p * stride + next);
                 value = vf_add(value, vf_load(add + p * stride));
             }
-            if (out) vf_store(out + p * stride, value);
-            if (signs) vf_bits_store(signs + p * b->out_words, vf_ge_bits(value, limits) ^ flips);
+            if (mode & STORES) vf_store(out + p * stride, value);
+            if (mode & SIGNS) vf_bits_store(signs + p * out_bytes, vf_ge_bits(value, limits) ^ flips);
         }
     }
 }
 
-NOINLINE void binary_conv_1_1(const binary_conv_t *b) { binary_conv_loop(b, 1, 1, 1); }
-NOINLINE void binary_conv_3_1(const binary_conv_t *b) { binary_conv_loop(b, 3, 3, 1); }
-NOINLINE void binary_conv_any(const binary_conv_t *b, int kernel, int run) { binary_conv_loop(b, kernel, run, 0); }
+/* The last block of fewer than 8 output channels, whose pixels are narrower than a register. */
+NOINLINE void binary_conv_narrow(const binary_conv_t *b, int block, int kernel, int run) {
+    const int first = block * BAM_LANES;
+    const VW *memory = (const VW *)(b->weights + (int64_t)block * kernel * run * BAM_LANES);
+    const VF scale = vf_load(b->scale + first);
+    for (int k = 0; k < b->segment_count; k++)
+        for (int p = b->segments[k].first; p < b->segments[k].last; p++) {
+            const VI differing = count_differing(memory, b->rows, p * b->pixel_words, kernel, run);
+            const VI dot = vi_sub(vi_sub(vi_load(b->segments[k].base + first), differing), differing);
+            float lanes[BAM_LANES];
+            vf_store(lanes, vf_mul(scale, vi_to_vf(dot)));
+            for (int c = first; c < b->stride; c++) {
+                const int64_t at = (int64_t)p * b->stride + c;
+                b->out[at] = b->add ? lanes[c - first] + b->add[at] : lanes[c - first];
+            }
+        }
+}
+
+#define BINARY_CONV(NAME, KERNEL, RUN, KEEP)                                                               \
+    NOINLINE void NAME(const binary_conv_t *b, int block, int kernel, int run, int mode) {                 \
+        (void)kernel, (void)run;                                                                           \
+        switch (mode) {                                                                                    \
+        case STORES: binary_conv_block(b, block, KERNEL, RUN, KEEP, STORES); break;                        \
+        case ADDS | STORES: binary_conv_block(b, block, KERNEL, RUN, KEEP, ADDS | STORES); break;          \
+        case SIGNS: binary_conv_block(b, block, KERNEL, RUN, KEEP, SIGNS); break;                          \
+        case ADDS | SIGNS: binary_conv_block(b, block, KERNEL, RUN, KEEP, ADDS | SIGNS); break;            \
+        case STORES | SIGNS: binary_conv_block(b, block, KERNEL, RUN, KEEP, STORES | SIGNS); break;        \
+        default: binary_conv_block(b, block, KERNEL, RUN, KEEP, ADDS | STORES | SIGNS);                    \
+        }                                                                                                  \
+    }
+BINARY_CONV(binary_conv_1_1, 1, 1, 1)
+BINARY_CONV(binary_conv_3_3, 3, 3, 1)
+BINARY_CONV(binary_conv_any, kernel, run, 0)
+
+/* Cuts a tile into runs of pixels of one border class; there are at most two borders of `kernel` classes. */
+INLINE int cut_segments(segment_t *segments, const int32_t *classes, const int32_t *base, int64_t class_stride,
+                        int count) {
+    int found = 0;
+    for (int p = 0; p < count; found++) {
+        const int first = p, class = classes[p];
+        while (p < count && classes[p] == class) p++;
+        segments[found] = (segment_t){first, p, base + class * class_stride};
+    }
+    return found;
+}
 
 NOINLINE void binary_conv_op(const tile_t *t, const bam_op *op) {
-    const int words = words_of(op->in_channels);
+    const int words = words_of(op->in_channels), kernel = op->kernel, run = kernel * words;
     const uint8_t *rows[MAX_KERNEL];
     binary_conv_t b;
-    b.pixel_words = locate_rows(t, op->in0, op->kernel, 8 * words, rows) / 8;
-    for (int i = 0; i < op->kernel; i++) b.rows[i] = (const uint64_t *)rows[i];
-    b.count = t->count, b.blocks = blocks_of(op->out_channels);
-    b.stride = stride_of(op->out_channels), b.out_channels = op->out_channels;
-    b.out_words = 8 * words_of(op->out_channels);
-    b.base = (const int32_t *)op->p2 + (int64_t)((const int32_t *)op->p3)[t->y] * op->i0 * b.blocks * BAM_LANES;
-    b.column_class = (const int32_t *)op->p4 + t->x;
+    b.pixel_words = locate_rows(t, op->in0, kernel, 8 * words, rows) / 8;
+    for (int i = 0; i < kernel; i++) b.rows[i] = (const uint64_t *)rows[i];
+    b.count = t->count, b.blocks = blocks_of(op->out_channels), b.stride = stride_of(op->out_channels);
+    b.out_bytes = 8 * words_of(op->out_channels);
     b.weights = op->p0, b.scale = op->p1;
+    const int64_t class_stride = (int64_t)b.blocks * BAM_LANES;
+    const int32_t *base = (const int32_t *)op->p2 + ((const int32_t *)op->p3)[t->y] * op->i0 * class_stride;
+    b.segment_count = cut_segments(b.segments, (const int32_t *)op->p4 + t->x, base, class_stride, b.count);
     b.add = locate(t, op->in1), b.out = locate(t, op->out0), b.signs = locate(t, op->out1);
-    const int fused = b.signs && BAM_LANES >= 8 && b.stride >= GROUP; /* else program.py keeps out0 for the second pass */
-    b.limits = fused ? op->p5 : NULL, b.flips = op->p6;
+    /* Otherwise program.py has given the sums a place, and a second pass makes the signs. */
+    const int fused = b.signs && BAM_LANES >= 8 && b.stride >= GROUP;
+    b.limits = op->p5, b.flips = op->p6;
     if (fused && b.stride % 64)
-        for (int p = 0; p < b.count; p++) ((uint64_t *)b.signs)[(p + 1) * (b.out_words / 8) - 1] = 0;
-    if (op->kernel == 1 && words == 1)
-        binary_conv_1_1(&b);
-    else if (op->kernel == 3 && words == 1)
-        binary_conv_3_1(&b);
-    else
-        binary_conv_any(&b, op->kernel, op->kernel * words);
+        for (int p = 0; p < b.count; p++) ((uint64_t *)b.signs)[(p + 1) * (b.out_bytes / 8) - 1] = 0;
+    const int mode = (b.add ? ADDS : 0) | (b.out ? STORES : 0) | (fused ? SIGNS : 0);
+    for (int block = 0; block < b.blocks; block++) {
+        if ((block + 1) * BAM_LANES > b.stride)
+            binary_conv_narrow(&b, block, kernel, run);
+        else if (kernel == 1 && words == 1)
+            binary_conv_1_1(&b, block, 1, 1, mode);
+        else if (kernel == 3 && words == 1)
+            binary_conv_3_3(&b, block, 3, 3, mode);
+        else
+            binary_conv_any(&b, block, kernel, run, mode);
+    }
     if (b.signs && !fused)
         threshold_tile(b.out, (uint64_t *)b.signs, b.count, op->out_channels, op->p5, op->p6);
 }
@@ -322,49 +367,69 @@ NOINLINE void spread_tile(const float *x, const float *y, float *out, int count,
     }
 }
 
-INLINE float mean_of_pixel(const float *x, int stride, const int magnitude, float inverse) {
-    float lanes[GROUP] = {0};
-    if (stride < 8) {
-        for (int c = 0; c < stride; c++) lanes[c] += magnitude ? fabsf(x[c]) : x[c];
-    } else {
-        VF sum[GROUP / BAM_LANES];
-        UNROLL for (int v = 0; v < GROUP / BAM_LANES; v++) sum[v] = vf_set1(0);
-        for (int c = 0; c < stride; c += GROUP)
-            UNROLL for (int v = 0; v < GROUP / BAM_LANES; v++) {
-                const VF part = vf_load(x + c + v * BAM_LANES);
-                sum[v] = vf_add(sum[v], magnitude ? vf_abs(part) : part);
-            }
-        UNROLL for (int v = 0; v < GROUP / BAM_LANES; v++) vf_store(lanes + v * BAM_LANES, sum[v]);
-    }
+/* The 16 lanes of a pixel's sum, before they are folded. */
+INLINE void mean_lanes(const float *x, int stride, const int magnitude, VF *sum) {
+    UNROLL for (int v = 0; v < GROUP / BAM_LANES; v++) sum[v] = vf_set1(0);
+    for (int c = 0; c < stride; c += GROUP)
+        UNROLL for (int v = 0; v < GROUP / BAM_LANES; v++) {
+            const VF part = vf_load(x + c + v * BAM_LANES);
+            sum[v] = vf_add(sum[v], magnitude ? vf_abs(part) : part);
+        }
+}
+
+INLINE float fold_lanes(float *lanes) {
     for (int l = 0; l < 8; l++) lanes[l] += lanes[l + 8];
     for (int l = 0; l < 4; l++) lanes[l] += lanes[l + 4];
-    return ((lanes[0] + lanes[2]) + (lanes[1] + lanes[3])) * inverse;
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+}
+
+INLINE void mean_loop(const float *x, float *out, int count, int stride, const int magnitude, float inverse) {
+    int p = 0;
+#ifdef vf_fold_16 /* sixteen pixels at once */
+    for (; stride >= GROUP && p + 16 <= count; p += 16) {
+        VF sum[16];
+        UNROLL for (int q = 0; q < 16; q++) mean_lanes(x + (p + q) * stride, stride, magnitude, sum + q);
+        vf_store(out + p, vf_mul(vf_fold_16(sum), vf_set1(inverse)));
+    }
+#endif
+    for (; p < count; p++) {
+        float lanes[GROUP] = {0};
+        const float *at = x + p * stride;
+        if (stride < GROUP) {
+            for (int c = 0; c < stride; c++) lanes[c] += magnitude ? fabsf(at[c]) : at[c];
+        } else {
+            VF sum[GROUP / BAM_LANES];
+            mean_lanes(at, stride, magnitude, sum);
+            UNROLL for (int v = 0; v < GROUP / BAM_LANES; v++) vf_store(lanes + v * BAM_LANES, sum[v]);
+        }
+        out[p] = fold_lanes(lanes) * inverse;
+    }
 }
 
 NOINLINE void mean_tile(const float *x, float *out, int count, int channels, int magnitude, float inverse) {
-    const int stride = stride_of(channels);
     if (magnitude)
-        for (int p = 0; p < count; p++) out[p] = mean_of_pixel(x + p * stride, stride, 1, inverse);
+        mean_loop(x, out, count, stride_of(channels), 1, inverse);
     else
-        for (int p = 0; p < count; p++) out[p] = mean_of_pixel(x + p * stride, stride, 0, inverse);
+        mean_loop(x, out, count, stride_of(channels), 0, inverse);
 }
 
 /* A value times its spatial factor, onto `add` if there is one, and the signs of the result if they are wanted. */
 NOINLINE void weigh_tile(const bam_op *op, const float *x, const float *add, float *out, uint64_t *signs, int count) {
     const int stride = stride_of(op->out_channels);
-    const float *at = x;
-    float *to = out;
-    for (int p = 0; p < count; p++, at += stride, to += stride) {
-        const float mean = op->i0 ? mean_of_pixel(at, stride, 1, op->f0) : mean_of_pixel(at, stride, 0, op->f0);
-        const float weight = mean * op->f1 + op->f2;
-        if (stride < 8) {
-            for (int c = 0; c < stride; c++) to[c] = add ? add[p * stride + c] + at[c] * weight : at[c] * weight;
+    float weights[MAX_TILE];
+    mean_tile(x, weights, count, op->out_channels, op->i0, op->f0);
+    for (int p = 0; p < count; p++) weights[p] = weights[p] * op->f1 + op->f2;
+    for (int p = 0; p < count; p++) {
+        const int64_t at = (int64_t)p * stride;
+        if (stride < GROUP) {
+            for (int c = 0; c < stride; c++)
+                out[at + c] = add ? add[at + c] + x[at + c] * weights[p] : x[at + c] * weights[p];
             continue;
         }
-        const VF factor = vf_set1(weight);
+        const VF factor = vf_set1(weights[p]);
         for (int c = 0; c < stride; c += BAM_LANES) {
-            const VF product = vf_mul(vf_load(at + c), factor);
-            vf_store(to + c, add ? vf_add(vf_load(add + p * stride + c), product) : product);
+            const VF product = vf_mul(vf_load(x + at + c), factor);
+            vf_store(out + at + c, add ? vf_add(vf_load(add + at + c), product) : product);
         }
     }
     if (signs) threshold_tile(out, signs, count, op->out_channels, op->p5, op->p6);
