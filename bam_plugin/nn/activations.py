@@ -21,6 +21,12 @@ from bam_plugin.nn.sign import ESTIMATORS, sign
 from bam_plugin.nn.weights import straight_through, windowed
 
 
+def _estimator(name: str) -> str:
+    if name not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, found {name!r}")
+    return name
+
+
 class ActivationBinarizer(nn.Module):
     """Base of the activation binarizers with one base and no magnitude."""
 
@@ -35,12 +41,6 @@ class ActivationBinarizer(nn.Module):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(effective activation, magnitude), see the module's text."""
         return self(x), None
-
-
-def _estimator(name: str) -> str:
-    if name not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, found {name!r}")
-    return name
 
 
 class BatchNormSign(ActivationBinarizer):

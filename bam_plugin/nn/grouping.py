@@ -24,6 +24,17 @@ from bam_plugin.nn.accumulation import ActivationScale
 from bam_plugin.nn.layers import BinaryLayer
 
 
+def open_frames(group: Group) -> int:
+    """Number of open frames of `group` in this thread (0 outside of forwards)."""
+    return len(_FRAMES.of.get(group, ()))
+
+
+def open_scope(module: nn.Module, group: Group) -> None:
+    """Make each forward of `module` the scope of `group`."""
+    module.register_forward_pre_hook(ScopeEntry(group))
+    module.register_forward_hook(ScopeExit(group), always_call=True)
+
+
 class GroupScopeError(BamError):
     """A member of an accumulation group was called outside of the one forward that the group belongs to."""
 
@@ -61,14 +72,6 @@ class _Frames(threading.local):
         self.of: weakref.WeakKeyDictionary[Group, list[_Frame]] = weakref.WeakKeyDictionary()
 
 
-_FRAMES = _Frames()
-
-
-def open_frames(group: Group) -> int:
-    """Number of open frames of `group` in this thread (0 outside of forwards)."""
-    return len(_FRAMES.of.get(group, ()))
-
-
 class ScopeEntry:
     """Forward pre-hook of a scope: opens a frame."""
 
@@ -93,12 +96,6 @@ class ScopeExit:
         frames = _FRAMES.of.get(self.group)
         if frames:
             frames.pop()
-
-
-def open_scope(module: nn.Module, group: Group) -> None:
-    """Make each forward of `module` the scope of `group`."""
-    module.register_forward_pre_hook(ScopeEntry(group))
-    module.register_forward_hook(ScopeExit(group), always_call=True)
 
 
 class GroupedLayer(BinaryLayer):
@@ -188,3 +185,6 @@ class GroupedLayer(BinaryLayer):
             for name, value in self.state_dict().items():
                 state_dict.setdefault(prefix + name, value)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+_FRAMES = _Frames()

@@ -16,6 +16,27 @@ from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.methods import Method
 
 
+def body_conv(
+    in_channels: int, out_channels: int, kernel_size: int = 3, *, bias: bool, method: Method | None
+) -> nn.Module:
+    """A size-keeping convolution outside the chains: full precision (method None), or binary by `method`.
+
+    A binary one stands alone, without accumulation (an identity path only where the method has one and the shape is
+    kept), with a learned factor per output channel, 1 at the start.
+    """
+    if method is None:
+        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+    return BinaryLayer(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        method=method,
+        bias=bias,
+        output_scale="channel",
+        output_scale_init=1.0,
+    )
+
+
 class RPReLU(nn.Module):
     """y = PReLU(x - a) + b with a, b and the slope (0.25 at the start) learned per channel   (ReActNet, ECCV 2020)."""
 
@@ -175,24 +196,3 @@ class BinaryChain(nn.Module):
             if self.accumulate_weights:
                 previous = (*previous, layer.conv.weight)
         return x
-
-
-def body_conv(
-    in_channels: int, out_channels: int, kernel_size: int = 3, *, bias: bool, method: Method | None
-) -> nn.Module:
-    """A size-keeping convolution outside the chains: full precision (method None), or binary by `method`.
-
-    A binary one stands alone, without accumulation (an identity path only where the method has one and the shape is
-    kept), with a learned factor per output channel, 1 at the start.
-    """
-    if method is None:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-    return BinaryLayer(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        kernel_size=kernel_size,
-        method=method,
-        bias=bias,
-        output_scale="channel",
-        output_scale_init=1.0,
-    )

@@ -14,6 +14,52 @@ from typing import Any
 from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS
 
 
+def make_method(
+    name: str,
+    *,
+    weight: str | None = None,
+    weight_options: Mapping[str, Any] | None = None,
+    activation: str | None = None,
+    activation_options: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Method:
+    """The method `name` with replaced parts.
+
+    Options of a side are added to those of the method; where the side itself is replaced, the method's options of that
+    side are dropped. `changes` are further fields of Method; a value of None leaves the field as it is.
+    """
+    if name not in METHODS:
+        raise ValueError(f"binarizer must be one of {tuple(METHODS)}, found {name!r}")
+    method = METHODS[name]
+    sides = {
+        "weight": (weight, weight_options, WEIGHT_BINARIZERS),
+        "activation": (activation, activation_options, ACTIVATION_BINARIZERS),
+    }
+    updates = {key: value for key, value in changes.items() if value is not None}
+    for side, (choice, options, table) in sides.items():
+        if choice is not None and choice not in table:
+            raise ValueError(f"{side}_binarizer must be one of {tuple(table)}, found {choice!r}")
+        replaced = choice is not None and choice != getattr(method, side)
+        updates[side] = choice or getattr(method, side)
+        updates[f"{side}_options"] = {
+            **({} if replaced else getattr(method, f"{side}_options")),
+            **(options or {}),
+        }
+    return replace(method, **updates)
+
+
+def methods_of_parts(chosen: Sequence[str], known: Sequence[str], method: Method | None) -> dict[str, Method | None]:
+    """For each of the `known` parts of a network its method: `method` where it is `chosen`, else None (full precision).
+
+    Raises ValueError for an unknown part, and for parts chosen without a method.
+    """
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ValueError(f"binary_parts must be some of {tuple(known)}, found {unknown}")
+    if chosen and method is None:
+        raise ValueError(f"binary_parts {list(chosen)} needs a binarizer, found None")
+    return {part: method if part in chosen else None for part in known}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """How one binary convolution of a body is made."""
@@ -82,49 +128,3 @@ METHODS: dict[str, Method] = {
         source="Xia et al., ICLR 2023: no normalization, RPReLU inside the identity path",
     ),
 }
-
-
-def make_method(
-    name: str,
-    *,
-    weight: str | None = None,
-    weight_options: Mapping[str, Any] | None = None,
-    activation: str | None = None,
-    activation_options: Mapping[str, Any] | None = None,
-    **changes: Any,
-) -> Method:
-    """The method `name` with replaced parts.
-
-    Options of a side are added to those of the method; where the side itself is replaced, the method's options of that
-    side are dropped. `changes` are further fields of Method; a value of None leaves the field as it is.
-    """
-    if name not in METHODS:
-        raise ValueError(f"binarizer must be one of {tuple(METHODS)}, found {name!r}")
-    method = METHODS[name]
-    sides = {
-        "weight": (weight, weight_options, WEIGHT_BINARIZERS),
-        "activation": (activation, activation_options, ACTIVATION_BINARIZERS),
-    }
-    updates = {key: value for key, value in changes.items() if value is not None}
-    for side, (choice, options, table) in sides.items():
-        if choice is not None and choice not in table:
-            raise ValueError(f"{side}_binarizer must be one of {tuple(table)}, found {choice!r}")
-        replaced = choice is not None and choice != getattr(method, side)
-        updates[side] = choice or getattr(method, side)
-        updates[f"{side}_options"] = {
-            **({} if replaced else getattr(method, f"{side}_options")),
-            **(options or {}),
-        }
-    return replace(method, **updates)
-
-
-def methods_of_parts(chosen: Sequence[str], known: Sequence[str], method: Method | None) -> dict[str, Method | None]:
-    """For each of the `known` parts of a network its method: `method` where it is `chosen`, else None (full precision).
-
-    Raises ValueError for an unknown part, and for parts chosen without a method.
-    """
-    if unknown := sorted(set(chosen) - set(known)):
-        raise ValueError(f"binary_parts must be some of {tuple(known)}, found {unknown}")
-    if chosen and method is None:
-        raise ValueError(f"binary_parts {list(chosen)} needs a binarizer, found None")
-    return {part: method if part in chosen else None for part in known}

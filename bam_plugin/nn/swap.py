@@ -27,44 +27,6 @@ from bam_plugin.nn.recipe import Recipe, SwapError, as_recipe
 from bam_plugin.nn.watching import Watched, keep_training_form, watch
 
 
-@dataclass
-class Row:
-    """What became of one convolution."""
-
-    name: str
-    shape: str
-    binarized: bool
-    note: str
-    """The accumulation group and position, or why the convolution was kept."""
-
-
-@dataclass
-class SwapReport:
-    """The table of all convolutions of a network; `str` gives it as text."""
-
-    rows: list[Row]
-    others: dict[str, int]
-    """Class name -> number of other modules with parameters of their own, all kept."""
-
-    @property
-    def binarized(self) -> list[str]:
-        """Names of the binarized convolutions."""
-        return [row.name for row in self.rows if row.binarized]
-
-    def __str__(self) -> str:
-        name_width = max([len(row.name) for row in self.rows] + [6])
-        shape_width = max([len(row.shape) for row in self.rows] + [5])
-        lines = [f"{'module':<{name_width}}  {'shape':<{shape_width}}  kind   note"]
-        for row in self.rows:
-            kind = "binary" if row.binarized else "float "
-            lines.append(f"{row.name:<{name_width}}  {row.shape:<{shape_width}}  {kind} {row.note}".rstrip())
-        kept = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
-        lines.append(
-            f"{len(self.binarized)} of {len(self.rows)} convolutions binarized" + (f"; kept: {kept}" if kept else "")
-        )
-        return "\n".join(lines)
-
-
 def binarize(
     module: nn.Module, recipe: Recipe | Mapping[str, Any] | None = None, *, example: Tensor | None = None
 ) -> SwapReport:
@@ -244,3 +206,41 @@ def _other_layers(module: nn.Module) -> dict[str, int]:
         if next(part.parameters(recurse=False), None) is not None:
             counts[type(part).__name__] += 1
     return dict(counts)
+
+
+@dataclass
+class Row:
+    """What became of one convolution."""
+
+    name: str
+    shape: str
+    binarized: bool
+    note: str
+    """The accumulation group and position, or why the convolution was kept."""
+
+
+@dataclass
+class SwapReport:
+    """The table of all convolutions of a network; `str` gives it as text."""
+
+    rows: list[Row]
+    others: dict[str, int]
+    """Class name -> number of other modules with parameters of their own, all kept."""
+
+    @property
+    def binarized(self) -> list[str]:
+        """Names of the binarized convolutions."""
+        return [row.name for row in self.rows if row.binarized]
+
+    def __str__(self) -> str:
+        name_width = max([len(row.name) for row in self.rows] + [6])
+        shape_width = max([len(row.shape) for row in self.rows] + [5])
+        lines = [f"{'module':<{name_width}}  {'shape':<{shape_width}}  kind   note"]
+        for row in self.rows:
+            kind = "binary" if row.binarized else "float "
+            lines.append(f"{row.name:<{name_width}}  {row.shape:<{shape_width}}  {kind} {row.note}".rstrip())
+        kept = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
+        lines.append(
+            f"{len(self.binarized)} of {len(self.rows)} convolutions binarized" + (f"; kept: {kept}" if kept else "")
+        )
+        return "\n".join(lines)

@@ -13,34 +13,6 @@ from torch import Tensor, nn
 from bam_plugin.errors import BamError
 
 
-class WatchError(BamError):
-    """A network does not run on the example."""
-
-
-@dataclass
-class Watched:
-    """The calls of one forward of a network; names are those of its modules."""
-
-    order: list[str] = field(default_factory=list)
-    """Convolutions in the order of their first call in training."""
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Convolution -> number of calls in one training forward."""
-    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Convolution -> (H, W) of its input."""
-    called: set[str] = field(default_factory=set)
-    """All modules that were called, in training and in evaluation."""
-    bypassed: set[str] = field(default_factory=set)
-    """Convolutions that training calls and evaluation does not: it computes with their weights in another form."""
-
-    def reason_to_keep(self, name: str) -> str | None:
-        """Why this convolution must stay full precision, or None."""
-        if not self.counts[name]:
-            return "never called: the network uses its weight without it"
-        if self.sizes[name] == (1, 1):
-            return "works on a single pixel (channel attention)"
-        return None
-
-
 def watch(module: nn.Module, example: Tensor) -> Watched:
     """Run a copy of `module` on `example` (N, C, H, W), N of at least 2, and note what it calls."""
     watched = Watched()
@@ -81,3 +53,31 @@ def keep_training_form(module: nn.Module) -> None:
     """Let `module` evaluate by its training branch (the branches of a re-parameterized block instead of their sum)."""
     if _enter_training_form not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(_enter_training_form)
+
+
+class WatchError(BamError):
+    """A network does not run on the example."""
+
+
+@dataclass
+class Watched:
+    """The calls of one forward of a network; names are those of its modules."""
+
+    order: list[str] = field(default_factory=list)
+    """Convolutions in the order of their first call in training."""
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Convolution -> number of calls in one training forward."""
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Convolution -> (H, W) of its input."""
+    called: set[str] = field(default_factory=set)
+    """All modules that were called, in training and in evaluation."""
+    bypassed: set[str] = field(default_factory=set)
+    """Convolutions that training calls and evaluation does not: it computes with their weights in another form."""
+
+    def reason_to_keep(self, name: str) -> str | None:
+        """Why this convolution must stay full precision, or None."""
+        if not self.counts[name]:
+            return "never called: the network uses its weight without it"
+        if self.sizes[name] == (1, 1):
+            return "works on a single pixel (channel attention)"
+        return None
