@@ -117,10 +117,13 @@ def _is_ours(argv: list[str]) -> bool:
     import yaml
     from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-    if "-opt" not in argv[:-1]:
+    from bam_plugin.config import option_file
+
+    path = option_file(argv)
+    if path is None:
         return False
     try:
-        values = yaml.safe_load(Path(argv[argv.index("-opt") + 1]).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         # BasicSR reports it in its own way.
         return False

@@ -148,6 +148,17 @@ def test_command_prints_json_and_markdown(capsys: pytest.CaptureFixture) -> None
     assert "1216K" in capsys.readouterr().out
 
 
+def test_command_lists_the_shipped_networks(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["profile", "--shipped", "VDSR_*x4"]) == 0
+    rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines()}
+    # 18 of VDSR's convolutions, 3 bases each for ABC: MACs counted once, three times as 1-bit.
+    body = 18 * 64 * 64 * 9 * 1280 * 720 / 1e9
+    for name, times in (("VDSR_bnn_x4", 1), ("VDSR_abc_x4", 3)):
+        assert f" {times * body:.2f}G |" in rows[name]
+        assert "668K / 616.9G" in rows[name]
+    assert " 616.96G |" in rows["VDSR_x4"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

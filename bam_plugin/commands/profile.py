@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bam_plugin.config.problems import OptionsError, suggest
+from bam_plugin.config.problems import OptionsError
 
 if TYPE_CHECKING:
     from bam_plugin.profile import Profile
@@ -23,6 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("arch", nargs="?", help="name of a registered network, such as BSRN")
     source.add_argument("-opt", metavar="FILE", help="option file; its network_g is counted")
+    source.add_argument(
+        "--shipped", nargs="?", const="*", metavar="PATTERN", help="one line for each shipped x4 training, by name"
+    )
     parser.add_argument("--method", help="method of the option file")
     parser.add_argument(
         "--set",
@@ -40,14 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count one network and print the table."""
-    from bam_plugin.profile import profile
-
+    """Count one network, or all shipped ones, and print the table."""
+    if args.shipped is not None:
+        return _run_shipped(args)
     options = _network_options(args)
-    network = _build(options)
-    result = profile(
-        network, output_size=args.size, num_in_ch=options.get("num_in_ch", 3), name=options.get("type", args.arch)
-    )
+    result = _count(options, args.size)
     if args.json:
         document = {**result.as_dict(), "options": options}
         if args.totals:
@@ -57,6 +58,44 @@ def run(args: argparse.Namespace) -> int:
         # The paper's numbers belong to the networks as they are, not to changed ones.
         paper = None if args.settings else PAPER.get(result.network)
         sys.stdout.write(format_markdown(result, layers=not args.totals, paper=paper))
+    return 0
+
+
+def _run_shipped(args: argparse.Namespace) -> int:
+    from bam_plugin.config import read_options
+    from bam_plugin.config.shipped import shipped_files
+
+    files = [file for file in shipped_files() if file.is_train and file.methods and file.name.endswith("_x4.yml")]
+    networks: list[dict[str, Any]] = []
+    counted = []
+    # Several trainings of one network are one line, under the shortest name.
+    for file in sorted(files, key=lambda file: len(file.name)):
+        for method in file.methods:
+            values = read_options(file.path, method=method).values
+            if fnmatch.fnmatchcase(values["name"], args.shipped) and values["network_g"] not in networks:
+                networks.append(values["network_g"])
+                result = _count(values["network_g"], args.size)
+                counted.append((values["name"], result, PAPER.get(result.network)))
+    if args.json:
+        documents = [{"name": name, **result.as_dict()["total"]} for name, result, _ in counted]
+        sys.stdout.write(json.dumps(documents, indent=2) + "\n")
+        return 0
+    head = ("network", "params", "float + bits/32", "MACs", "float", "1-bit", "OPs", "packed bytes", "paper")
+    rows = [
+        (
+            name,
+            _engineering(result.total("params")),
+            _engineering(result.effective_params),
+            _engineering(result.total("macs")),
+            _engineering(result.total("float_macs")),
+            _engineering(result.total("binary_macs")),
+            _engineering(result.ops),
+            f"{result.total('packed_bytes'):,}",
+            " / ".join(paper) if paper else "",
+        )
+        for name, result, paper in counted
+    ]
+    sys.stdout.write("\n".join(_markdown_table(head, rows, numbers_from=1)) + "\n")
     return 0
 
 
@@ -119,26 +158,30 @@ def _network_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _build(options: dict[str, Any]) -> Any:
-    """The network, built by its registered class after a check of its options."""
+def _count(options: Mapping[str, Any], size: tuple[int, int]) -> Profile:
+    """Check the options, build the network with its registered class and count it."""
     importlib.import_module("bam_plugin.archs")
     # Importing it registers BasicSR's own networks.
     importlib.import_module("basicsr.archs")
     from basicsr.utils.registry import ARCH_REGISTRY
 
-    from bam_plugin.config.check import check_network
+    from bam_plugin.archs.binarized_arch import CHANNEL_OPTIONS
+    from bam_plugin.config.check import check_network, registered_name
+    from bam_plugin.profile import profile
 
     problems = list(check_network(options, ("network_g",)))
     if problems:
         lines = [problem.describe({}) for problem in problems]
         raise OptionsError("\n  ".join(["the network cannot be built:", *lines]), problems)
     archs = dict(iter(ARCH_REGISTRY))
-    name = options["type"] if options["type"] in archs else f"{options['type']}_basicsr"
     arguments = {key: value for key, value in options.items() if key != "type"}
     try:
-        return archs[name](**arguments)
+        network = archs[registered_name(options["type"], archs)](**arguments)
     except (TypeError, ValueError) as error:
-        raise OptionsError(f"{name} cannot be built from {arguments}: {error}; {suggest(name, archs)}") from error
+        raise OptionsError(f"{options['type']} cannot be built from {arguments}: {error}") from error
+    named = {**options.get("host", {}), **options}
+    channels = next((named[key] for key in CHANNEL_OPTIONS if key in named), 3)
+    return profile(network, output_size=size, num_in_ch=channels, name=options["type"])
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ __all__ = [
     "check_loaded",
     "dump_options",
     "load_options",
+    "option_file",
     "prepare_arguments",
     "read_options",
 ]
@@ -65,11 +66,7 @@ def prepare_arguments(argv: Sequence[str], *, is_train: bool, folder: str | Path
     long as the run: BasicSR copies the file into the experiment). `--force_yml` and `--method` are applied and left
     out. Arguments without `-opt` are returned as they are, for BasicSR's own message.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-opt")
-    parser.add_argument("--method")
-    parser.add_argument("--force_yml", nargs="+", default=[])
-    known, rest = parser.parse_known_args(list(argv))
+    known, rest = _option_arguments(argv)
     if known.opt is None:
         return list(argv)
     loaded = load_options(known.opt, is_train=is_train, method=known.method, force=known.force_yml)
@@ -77,6 +74,20 @@ def prepare_arguments(argv: Sequence[str], *, is_train: bool, folder: str | Path
     with atomic_path(expanded) as temporary:
         temporary.write_text(dump_options(loaded), encoding="utf-8")
     return ["-opt", str(expanded), *rest]
+
+
+def option_file(argv: Sequence[str]) -> str | None:
+    """The option file that the arguments of BasicSR's train.py or test.py name, or None."""
+    return _option_arguments(argv)[0].opt
+
+
+def _option_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What this package takes from BasicSR's arguments, and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-opt")
+    parser.add_argument("--method")
+    parser.add_argument("--force_yml", nargs="+", default=[])
+    return parser.parse_known_args(list(argv))
 
 
 def _leave_out_missing_sets(loaded: LoadedOptions) -> None:

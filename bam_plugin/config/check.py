@@ -56,7 +56,7 @@ def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[
     from basicsr.utils.registry import MODEL_REGISTRY
 
     models = dict(iter(MODEL_REGISTRY))
-    model = models.get(_strip(options.get("model_type"), models))
+    model = models.get(registered_name(options.get("model_type"), models))
     reads = keys_read_by(model) if model else {}
     top = {key for key in options if key.startswith("network_")} | reads.get("", frozenset())
     top -= _INTERNAL
@@ -122,7 +122,7 @@ def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
 
     archs = dict(iter(ARCH_REGISTRY))
     if isinstance(values, Mapping) and isinstance(values.get("type"), str):
-        values = {**values, "type": _strip(values["type"], archs)}
+        values = {**values, "type": registered_name(values["type"], archs)}
     problems = list(check_typed(values, key, archs, elsewhere=_place_of))
     if isinstance(values, Mapping) and isinstance(values.get("host"), Mapping):
         problems += check_network(values["host"], (*key, "host"))
@@ -202,8 +202,8 @@ _ARGUMENT_PLACES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _strip(name: Any, registered: Mapping[str, Any]) -> Any:
-    """BasicSR's registries add a suffix to names that a plugin took first; both names are valid."""
+def registered_name(name: Any, registered: Mapping[str, Any]) -> Any:
+    """BasicSR adds a suffix to names that several projects use; a file may give the name without it."""
     if isinstance(name, str) and name not in registered and f"{name}_basicsr" in registered:
         return f"{name}_basicsr"
     return name
