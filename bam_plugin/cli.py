@@ -22,6 +22,7 @@ COMMANDS = {
     "profile": "count parameters, MACs, operations and packed size of a network",
     "optimizers": "list the optimizers that an option file can name",
     "prepare": "prepare training sets and benchmarks: LR images, sub-images, LMDBs",
+    "bench": "measure how fast a packed file runs on this machine",
     "convert": "convert a training checkpoint to a bit-packed file",
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",

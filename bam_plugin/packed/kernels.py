@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_uint8, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_uint8, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.reference import unpack_filters
 
 _log = logging.getLogger(__name__)
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_THREADS = 256
 GROUP = 16  # floats: wide pixels are padded to a multiple of this
 NARROW = 8  # pixels of fewer channels are stored without padding
@@ -98,6 +98,8 @@ def _library() -> ctypes.CDLL | None:
             _log.warning("%s: cannot be used (%s); install the package again to rebuild it", path, error)
             continue
         library.bam_isa_name.restype = c_char_p
+        library.bam_count_steps.argtypes = [c_int, c_int64, c_uint64]
+        library.bam_count_steps.restype = c_uint64
         library.bam_run.argtypes = [c_int, POINTER(Stage), c_int, POINTER(Map), POINTER(c_uint8), c_int64, c_int]
         return library
     return None
@@ -125,6 +127,13 @@ def run_stages(isa: Isa, stages: ctypes.Array, maps: ctypes.Array, scratch: np.n
     pointer = scratch.ctypes.data_as(POINTER(c_uint8))
     if library.bam_run(isa.index, stages, len(stages), maps, pointer, scratch.shape[1], threads):
         raise EngineError("out of memory while starting the kernels")
+
+
+def count_steps(isa: Isa, steps: int) -> None:
+    """So many register steps of xor + popcount + add and nothing else: the bound that binary convolutions have."""
+    library = _library()
+    assert library is not None
+    library.bam_count_steps(isa.index, steps, 0x9E3779B97F4A7C15)
 
 
 def stride_of(channels: int) -> int:

@@ -283,16 +283,27 @@ class Program:
         """float32 (H, W, C) of the program's size -> float32 (H * scale, W * scale, C_out), a copy."""
         assert image.shape == (self.height, self.width, self.model.num_in_ch) and image.dtype == np.float32
         self._view(INPUT)[:, :, : image.shape[2]] = image
-        scratch_bytes = -(-self._scratch_bytes // 4096) * 4096
-        scratch = aligned_zeros(threads * scratch_bytes).reshape(threads, scratch_bytes)
+        self.run_body(threads)
+        self.run_tail(threads)
+        return self.value(self.model.graph.output)
+
+    def _scratch(self, threads: int) -> np.ndarray:
+        bytes_each = -(-self._scratch_bytes // 4096) * 4096
+        return aligned_zeros(threads * bytes_each).reshape(threads, bytes_each)
+
+    def run_body(self, threads: int) -> None:
+        """The stages up to the last binary convolution, on the image of the last `run`."""
         tail = self.plan.tail
         if tail:
             body = (Stage * tail)(*self._stages[:tail])
-            kernels.run_stages(self.isa, body, self._map_array, scratch, threads)
-        if tail < len(self._stages):
+            kernels.run_stages(self.isa, body, self._map_array, self._scratch(threads), threads)
+
+    def run_tail(self, threads: int) -> None:
+        """The stages behind the last binary convolution, strip by strip."""
+        if self.plan.tail < len(self._stages):
+            scratch = self._scratch(threads)
             for spans in self._strips:
                 self._run_strip(spans, scratch, threads)
-        return self.value(self.model.graph.output)
 
     def _run_strip(self, spans: list[tuple[int, int]], scratch: np.ndarray, threads: int) -> None:
         plan, graph = self.plan, self.model.graph

@@ -71,6 +71,7 @@ typedef struct {
     int max_vectors; /* registers of output channels that the float convolution keeps at once */
     int (*supported)(void);
     bam_tile_function *tile;
+    uint64_t (*count_steps)(int64_t steps, uint64_t seed); /* the fastest counting that is possible, for bam bench */
 } bam_isa;
 
 extern const bam_isa bam_isa_portable, bam_isa_avx2, bam_isa_avx512, bam_isa_neon;

@@ -34,6 +34,7 @@ static inline __attribute__((always_inline)) __m256i vc_count(__m256i counts, __
     const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
     return _mm256_add_epi8(counts, _mm256_add_epi8(low, high));
 }
+#define BAM_REGISTER(a) "+x"(a)
 #define BAM_MAX_VECTORS 2
 #define BAM_PIXELS(v) ((v) == 1 ? 10 : 6)
 static inline unsigned vf_bits_load(const uint8_t *p) {
@@ -48,5 +49,5 @@ static inline void vf_bits_store(uint8_t *p, unsigned value) {
 #include "tile_ops.h"
 
 static int supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-const bam_isa bam_isa_avx2 = {"avx2", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};
+const bam_isa bam_isa_avx2 = {"avx2", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};
 #endif

@@ -26,6 +26,7 @@ typedef __m512i VI, VW, VC;
 #define vc_count(c, a, b) _mm512_add_epi64(c, _mm512_popcnt_epi64(_mm512_xor_si512(a, b)))
 #define vc_flush(total, part) _mm512_add_epi64(total, part)
 #define VC_STEPS (1 << 30)
+#define BAM_REGISTER(a) "+v"(a)
 #define BAM_MAX_VECTORS 4
 #define BAM_PIXELS(v) ((v) == 1 ? 16 : (v) == 2 ? 12 : (v) == 3 ? 8 : 6)
 static inline unsigned vf_bits_load(const uint8_t *p) {
@@ -63,5 +64,5 @@ static int supported(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vpopcntdq");
 }
-const bam_isa bam_isa_avx512 = {"avx512", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};
+const bam_isa bam_isa_avx512 = {"avx512", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};
 #endif

@@ -39,10 +39,11 @@ static inline __attribute__((always_inline)) unsigned vf_ge_bits(float32x4_t x, 
     const uint32_t weights[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(x, t), vld1q_u32(weights)));
 }
+#define BAM_REGISTER(a) "+w"(a)
 #define BAM_MAX_VECTORS 4
 #define BAM_PIXELS(v) ((v) == 1 ? 16 : (v) == 2 ? 12 : (v) == 3 ? 8 : 6)
 #include "tile_ops.h"
 
 static int supported(void) { return 1; }
-const bam_isa bam_isa_neon = {"neon", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};
+const bam_isa bam_isa_neon = {"neon", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};
 #endif

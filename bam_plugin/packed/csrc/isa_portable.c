@@ -45,9 +45,10 @@ FN VI vi_merge(VC even, VC odd) {
     return r;
 }
 #define VC_STEPS (1 << 30)
+#define BAM_REGISTER(a) "+m"(a)
 #define BAM_MAX_VECTORS 2
 #define BAM_PIXELS(v) 2
 #include "tile_ops.h"
 
 static int supported(void) { return 1; }
-const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile};
+const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};

@@ -8,6 +8,7 @@
  *                        vc_count(VC, VW a, VW b) adds popcount(a xor b), vc_flush(VC total, VC partial)
  *   vf_bits_load(p), vf_bits_store(p, bits)  BAM_LANES bits in memory; only used where BAM_LANES is 8 or 16
  *   vf_fold_16(sums)     optional: what fold_lanes makes of sixteen registers, as one
+ *   BAM_REGISTER(a)      asm operand that rewrites a VW
  *   VC_STEPS             how many vc_count a partial count can take before it must be flushed
  *   vi_merge(even, odd)  the totals of even and odd channels as one VI in order of channels
  *   BAM_MAX_VECTORS, BAM_PIXELS(v)  register block of the float convolution: up to that many registers of output
@@ -491,6 +492,29 @@ NOINLINE void resize_op(const tile_t *t, const bam_op *op) {
             out[c] = total;
         }
     }
+}
+
+/* ---- the bound ---- */
+
+/* `steps` times xor + popcount + add on registers alone, in eight independent chains: as fast as counting can be. */
+static uint64_t count_steps(int64_t steps, uint64_t seed) {
+    VC sum[8];
+    for (int k = 0; k < 8; k++) sum[k] = vc_zero();
+    VW a = vw_set1(seed);
+    const VW b = vw_set1(~seed);
+    VC total = vc_zero();
+    for (int64_t done = 0; done < steps;) {
+        for (int round = 0; round < 30; round++, done += 8) {
+            UNROLL for (int k = 0; k < 8; k++) {
+                __asm__ volatile("" : BAM_REGISTER(a)); /* a new operand each time, as far as the compiler knows */
+                sum[k] = vc_count(sum[k], a, b);
+            }
+        }
+        for (int k = 0; k < 8; k++) total = vc_flush(total, sum[k]), sum[k] = vc_zero();
+    }
+    uint64_t result;
+    memcpy(&result, &total, sizeof result);
+    return result;
 }
 
 /* ---- one tile through all operations ---- */

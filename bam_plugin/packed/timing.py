@@ -1,0 +1,119 @@
+"""How long a packed network takes: parts of it per instruction set, the bound of the machine, peak memory.
+
+Rivals are measured in turns with the engine, one call each per round, so that a disturbance of the machine hits all of
+them; medians and the spread between the quartiles are reported.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bam_plugin.packed import kernels
+from bam_plugin.packed.engine import Engine
+from bam_plugin.packed.errors import EngineError
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.program import Program, Weights
+from bam_plugin.packed.reference import words_for
+
+_MEMORY_PROGRAM = """
+import resource, sys
+import numpy as np
+from bam_plugin.packed import Engine, read_packed
+path, isa, threads, height, width = sys.argv[1:]
+engine = Engine(read_packed(path), isa=isa, threads=int(threads))
+image = np.random.default_rng(0).random((int(height), int(width), engine.model.num_in_ch), dtype=np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+engine.run(image)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one rival: median, lower and upper quartile over `rounds` calls."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def measure(rivals: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Timing]:
+    """Call each rival once to warm up and then once per round, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for call in rivals.values():
+        call()
+    for _ in range(rounds):
+        for name, call in rivals.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _summary(values: list[float]) -> Timing:
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return Timing(statistics.median(ordered), ordered[quarter], ordered[-1 - quarter], len(ordered))
+
+
+def engine_rivals(
+    model: PackedModel, image: np.ndarray, *, isas: list[str], threads: int
+) -> dict[str, Callable[[], object]]:
+    """Whole network, and where kernels are compiled its body and tail, by instruction set."""
+    height, width, _ = image.shape
+    rivals: dict[str, Callable[[], object]] = {}
+    for isa in isas:
+        engine = Engine(model, isa=isa, threads=threads)
+        rivals[f"{isa} whole"] = lambda engine=engine: engine.run(image)
+        compiled = kernels.compiled_isas().get(isa)
+        if compiled is not None:
+            program = Program(model=model, weights=Weights(isa=compiled), height=height, width=width)
+            program.run(image, threads)
+            rivals[f"{isa} body"] = lambda program=program: program.run_body(threads)
+            rivals[f"{isa} tail"] = lambda program=program: program.run_tail(threads)
+    return rivals
+
+
+def register_steps(model: PackedModel, height: int, width: int, lanes: int) -> int:
+    """Register steps (xor + popcount + add) that the binary convolutions need at one image size."""
+    total = 0
+    for node in model.graph.nodes:
+        if node.op == "binary_conv2d":
+            source = model.graph.types[node.inputs[0]]
+            filters = model.tensors[node.tensors["weight"]].shape[0]
+            pixels = height * width * source.up**2
+            steps = int(node.attrs["kernel"]) ** 2 * words_for(source.channels)
+            total += 2 * pixels * steps * -(-kernels.stride_of(filters) // lanes)
+    return total
+
+
+def popcount_bound(model: PackedModel, height: int, width: int, *, isa: str) -> float:
+    """Milliseconds on one thread if the binary convolutions were nothing but their counting, on this machine now."""
+    compiled = kernels.compiled_isas().get(isa)
+    if compiled is None:
+        raise EngineError(
+            f"the bound is that of compiled kernels, {isa!r} is none of {sorted(kernels.compiled_isas())}"
+        )
+    steps = 24_000_000
+    timing = measure({"steps": lambda: kernels.count_steps(compiled, steps)}, rounds=7)["steps"]
+    return timing.median / steps * register_steps(model, height, width, compiled.lanes)
+
+
+def peak_memory(path: str | os.PathLike, height: int, width: int, *, isa: str, threads: int) -> int:
+    """Bytes that one run adds to the peak of a fresh process which has loaded the file."""
+    arguments = [str(path), isa, str(threads), str(height), str(width)]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY_PROGRAM, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise EngineError(f"the memory measurement failed: {done.stderr.strip().splitlines()[-1:]}")
+    return int(done.stdout)

@@ -1,0 +1,54 @@
+"""`bam bench` on a small file: every rival is measured, and the bound counts what the kernels count."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from packed_models import small_model
+
+from bam_plugin.cli import main
+from bam_plugin.packed import write_packed
+from bam_plugin.packed.kernels import compiled_isas
+from bam_plugin.packed.timing import measure, register_steps
+
+
+@pytest.fixture
+def packed(tmp_path):
+    path = tmp_path / "small_x2.bam.safetensors"
+    write_packed(small_model(channels=16), path)
+    return str(path)
+
+
+def test_bench_prints_a_table_and_json(packed, capsys):
+    arguments = ["bench", packed, "--size", "24x16", "--rounds", "2", "-j", "1", "2"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "| numpy whole |" in text and "does not record the network's options" in text
+    assert main([*arguments, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    for isa in compiled_isas():
+        if isa != "portable":
+            assert {f"{isa} whole", f"{isa} body", f"{isa} tail"} <= set(facts["rivals"])
+    assert set(facts["rivals"]["numpy whole"]) == {"1", "2"}
+    if compiled_isas():
+        assert facts["popcount_bound"]["milliseconds"] > 0
+        assert facts["peak_memory_bytes"] >= 0
+
+
+def test_bad_arguments_are_named(packed, capsys):
+    for wrong in (["--size", "big"], ["--rounds", "0"], ["--isa", "mmx"]):
+        assert main(["bench", packed, *wrong]) == 2
+    assert "320x180" in capsys.readouterr().err
+
+
+def test_register_steps_of_the_small_network():
+    # Two LB blocks (3x3 + 1x1 + 1x1) and a residual block (3x3 + 3x3) of 16 channels: one word, two registers a step.
+    assert register_steps(small_model(channels=16), 5, 7, 16) == 5 * 7 * 2 * (2 * (9 + 1 + 1) + 2 * 9)
+
+
+def test_rivals_are_called_in_turns():
+    calls: list[str] = []
+    result = measure({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
+    assert "".join(calls) == "ab" + "ababab"
+    assert result["a"].rounds == 3 and result["a"].low <= result["a"].median <= result["a"].high
