@@ -122,13 +122,14 @@ def _row(result: SetResult, scale: int, paper_method: str | None) -> dict:
         for metric, digits in (("psnr", 2), ("ssim", 3)):
             value = getattr(reference, metric) if reference else None
             row[f"{title}_{metric}"] = value
-            known = value is not None and row[metric] is not None
-            row[f"{metric}_minus_{title}"] = _difference_of(row[metric], value, digits) if known else None
+            row[f"{metric}_minus_{title}"] = _difference_of(row[metric], value, digits)
     row["paper_misprint"] = bool(paper and paper.misprint)
     return row
 
 
-def _difference_of(measured: float, printed: float, digits: int) -> float:
+def _difference_of(measured: float | None, printed: float | None, digits: int) -> float | None:
+    if measured is None or printed is None:
+        return None
     # Adding zero turns -0.0 into 0.0.
     return round(measured - printed, digits) + 0.0
 

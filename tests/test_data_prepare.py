@@ -155,12 +155,16 @@ def test_given_lr_images_are_taken_and_checked(tmp_path: Path) -> None:
         write(tmp_path / f"DIV2K_train_HR/{name}.png", image)
         write(tmp_path / f"DIV2K_train_LR_bicubic/X2/{name}x2.png", np.full((48, 48, 3), 77, np.uint8))
     write(tmp_path / "DIV2K_valid_HR/0801.png", image)
-    train, valid = prepare_div2k(tmp_path, tmp_path / "out", scales=(2, 4), crop_size=48, step=48, **QUIET)
-    assert train.hr.name == "DIV2K_train_HR_sub.lmdb" and valid.hr.name == "DIV2K_valid_HR.lmdb"
-    assert all((lr == 77).all() for lr in read_all(train.lr[2]).values())
+    arguments = ["prepare", "div2k", "--root", str(tmp_path), "--output", str(tmp_path / "out"), "--scales", "2", "4"]
+    assert main([*arguments, "--crop-size", "48", "--step", "48", "--quiet"]) == 0
+    out = tmp_path / "out"
+    assert all((lr == 77).all() for lr in read_all(out / "DIV2K_train_LR_bicubic_X2_sub.lmdb").values())
     bicubic = imresize(image, scale=1 / 4)
-    np.testing.assert_array_equal(read_all(train.lr[4])["0001_s001"], bicubic[:12, :12])
-    np.testing.assert_array_equal(read_all(valid.lr[4])["0801"], bicubic)
+    lr = read_all(out / "DIV2K_train_LR_bicubic_X4_sub.lmdb")
+    assert list(lr) == list(read_all(out / "DIV2K_train_HR_sub.lmdb")) and len(lr) == 8
+    np.testing.assert_array_equal(lr["0001_s001"], bicubic[:12, :12])
+    np.testing.assert_array_equal(read_all(out / "DIV2K_valid_LR_bicubic_X4.lmdb")["0801"], bicubic)
+    assert main([*arguments, "--crop-size", "48", "--step", "48", "--quiet"]) == 2
 
     write(tmp_path / "DIV2K_train_LR_bicubic/X2/0002x2.png", np.zeros((47, 48, 3), np.uint8))
     train, _ = prepare_div2k(tmp_path, tmp_path / "again", scales=(2,), crop_size=48, step=48, **QUIET)
