@@ -4,13 +4,14 @@
     python benchmarks/train_speed.py --num_hpb 20 --batch 16 --patch 48 --threads 2 --rounds 3
 
 The variants take turns in one process, an iteration each, so a busy machine slows all of them alike: trust the ratios.
-An iteration is forward, L1 loss, backward and an Adam step on random data. Peak memory comes from one process per
-variant (`--memory`): the growth of the resident set over what it was before the first iteration. Linux only.
+An iteration is forward, L1 loss, backward and an Adam step on random data. Peak memory (`--memory`) comes from one
+process per variant: what an iteration adds at most to the resident set that is left between two of them. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 import re
 import statistics
@@ -73,12 +74,15 @@ def make_step(variant: Variant, args: argparse.Namespace) -> Callable[[], None]:
 
 
 def peak_memory(variant: Variant, args: argparse.Namespace) -> float:
-    """MiB that three iterations add to the resident set of this process at most."""
+    """MiB that an iteration adds at most to the resident set of this process."""
     torch.set_num_threads(args.threads)
     step = make_step(variant, args)
+    # Libraries that load on first use, generated code and optimizer states are no part of the difference.
+    step()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    for _ in range(3):
+    for _ in range(2):
         step()
     return (_status("VmHWM") - before) / 1024
 

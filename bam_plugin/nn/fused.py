@@ -200,10 +200,11 @@ class _Weigh(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, factor = ctx.saved_tensors
         # dL/d(factor) per pixel, and from it the gradients of the two things that the factor is made of.
-        grad_factor = (grad * x).sum(dim=1, keepdim=True)
+        product = grad * x
+        grad_factor = product.sum(dim=1, keepdim=True)
         grad_scale = (grad_factor * mean).sum().view(scale.shape)
         grad_mean = grad_factor * (scale / x.shape[1])
-        grad_x = grad * factor
+        grad_x = torch.mul(grad, factor, out=product)
         if ctx.statistic == "mean_abs":
             grad_x.addcmul_(torch.sgn(x), grad_mean)
         else:
@@ -236,14 +237,14 @@ def _sign(normalized: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _through_sign(grad: Tensor, normalized: Tensor, estimator: str) -> Tensor:
-    """`grad` times the estimator's derivative at `normalized`."""
+    """`grad` times the estimator's derivative at `normalized`; both may be overwritten."""
     if estimator == "identity":
         return grad
     if estimator == "polynomial":
-        return grad * normalized.abs_().mul_(-2).add_(2).clamp_(min=0)
+        return grad.mul_(normalized.abs_().mul_(-2).add_(2).clamp_(min=0))
     # hardtanh's own gradient leaves out the ends of the window; the next float beyond them takes them in.
     beyond = 1.0 + torch.finfo(normalized.dtype).eps
-    return aten.hardtanh_backward(grad, normalized, -beyond, beyond)
+    return aten.hardtanh_backward.grad_input(grad, normalized, -beyond, beyond, grad_input=grad)
 
 
 def _convolve(signs_in: Tensor, signs: Tensor, geometry: tuple[int, int]) -> Tensor:
