@@ -155,7 +155,8 @@ def test_given_lr_images_are_taken_and_checked(tmp_path: Path) -> None:
         write(tmp_path / f"DIV2K_train_HR/{name}.png", image)
         write(tmp_path / f"DIV2K_train_LR_bicubic/X2/{name}x2.png", np.full((48, 48, 3), 77, np.uint8))
     write(tmp_path / "DIV2K_valid_HR/0801.png", image)
-    arguments = ["prepare", "div2k", "--root", str(tmp_path), "--output", str(tmp_path / "out"), "--scales", "2", "4"]
+    arguments = ["prepare", "div2k", "--root", str(tmp_path), "--output", str(tmp_path / "out"), "--benchmarks"]
+    arguments += ["--scales", "2", "4"]
     assert main([*arguments, "--crop-size", "48", "--step", "48", "--quiet"]) == 0
     out = tmp_path / "out"
     assert all((lr == 77).all() for lr in read_all(out / "DIV2K_train_LR_bicubic_X2_sub.lmdb").values())
