@@ -10,6 +10,7 @@ from bam_plugin.nn import METHODS, BinaryConv2d
 from bam_plugin.nn.grouping import GroupedLayer
 from bam_plugin.nn.recipe import Recipe, SwapError, as_recipe
 from bam_plugin.nn.swap import binarize
+from bam_plugin.packed.converter import convert_network
 
 COMMON = {"num_in_ch": 3, "num_out_ch": 3}
 EDSR = {**COMMON, "num_feat": 8, "num_block": 2, "upscale": 2}
@@ -266,3 +267,16 @@ def test_a_failed_swap_changes_nothing():
     with pytest.raises(TypeError, match="colour"):
         binarize(host, {"weight_options": {"colour": "red"}})
     assert all(type(layer) is nn.Conv2d for layer in host) and not host._forward_pre_hooks
+
+
+@pytest.mark.parametrize("method", ["bam", "react", "dorefa"])
+@pytest.mark.parametrize("name", ["EDSR", "SRVGGNetCompact_basicsr"])
+def test_mixed_networks_convert_to_packed_files(name, method):
+    """The accumulated filters and sums of a foreign forward are traced like any other: same signs, same picture."""
+    network = build(name, binarizer=method)
+    with torch.no_grad():
+        network(torch.rand(2, 3, 16, 16))
+    comparison = convert_network(network.eval()).comparison
+    assert comparison.max_difference <= 1
+    assert len(comparison.flips) == len(network.report.binarized)
+    assert all(flipped == 0 for flipped, _ in comparison.flips.values())
