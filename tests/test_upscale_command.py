@@ -96,6 +96,22 @@ def test_json_is_one_document_with_every_file(album, tmp_path, model, capsys):
     assert document["model"]["scale"] == 4 and document["scale"] == 2 and len(document["model"]["sha256"]) == 64
 
 
+def test_the_exact_network_of_a_scale_is_taken(album, tmp_path, model, capsys):
+    folder = Path(model).parent
+    write_tiny(folder, scale=2)
+    arguments = ["upscale", "-i", str(album / "a.png"), "-o", str(tmp_path / "out"), "-m", model, "--json"]
+    for scale, network, resized in ((2, 2, False), (3, 4, True), (4, 4, False)):
+        assert main([*arguments, "-s", str(scale)]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["model"]["scale"] == network and bool(document["files"][0]["notes"]) == resized
+
+
+def test_verbose_shows_where_a_failure_comes_from(album, tmp_path, model):
+    command = _command("-i", album / "cut.png", "-o", tmp_path / "out", "-m", model, "-v")
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "threads" in done.stderr
+
+
 def test_dry_run_says_all_and_writes_nothing(album, tmp_path, model, capsys):
     out = tmp_path / "out"
     assert main(["upscale", "-i", str(album / "a.png"), "-o", str(out), "-m", model, "--dry-run"]) == 0

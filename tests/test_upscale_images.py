@@ -263,7 +263,8 @@ def test_truncated_files_are_named(tmp_path, kind):
     path = tmp_path / f"a.{kind.removesuffix('16')}"
     pixels = cv2.resize(_rgb(8, 8), (150, 150))  # smooth enough that every format needs all its bytes
     if kind == "png16":
-        _write(path, "png", pixels.astype(np.uint16) * 257, _plain(pixels))
+        deep = pixels.astype(np.uint16) * 257
+        _write(path, "png", deep, _plain(deep))
     else:
         Image.fromarray(pixels).save(path)
     content = path.read_bytes()
@@ -357,13 +358,28 @@ def test_jpg_and_webp_hold_what_they_can(tmp_path, extension, channels):
 
 
 def test_losses_are_said_and_impossible_sizes_refused():
-    size = {"width": 10, "height": 10}
-    assert plan_encoding("png", channels=4, dtype=np.uint16, **size).notes == ()
-    assert "8 bits" in plan_encoding("jpg", channels=3, dtype=np.uint16, **size).notes[0]
-    assert "transparency" in plan_encoding("jpg", channels=4, dtype=np.uint8, **size).notes[0]
-    assert plan_encoding("png", channels=3, dtype=np.float32, **size).dtype is np.uint16
+    def plan(format: str, channels: int, dtype, *, width: int = 10, **metadata):
+        picture = Picture(pixels=np.zeros((2, 2, channels), dtype), format="PNG", **metadata)
+        return plan_encoding(format, picture, width=width, height=10)
+
+    assert plan("png", 4, np.uint16, icc_profile=b"x" * 99, exif=b"x" * 99999).notes == ()
+    assert "8 bits" in plan("jpg", 3, np.uint16).notes[0]
+    assert "transparency" in plan("jpg", 4, np.uint8).notes[0]
+    assert plan("png", 3, np.float32).dtype is np.uint16
+    grey = plan("webp", 1, np.uint8, icc_profile=b"x" * 99)
+    assert grey.icc_profile is None and "profile for grey" in grey.notes[0]
+    large = plan("jpg", 3, np.uint8, exif=b"x" * 65534)
+    assert large.exif is None and "too large" in large.notes[0]
     with pytest.raises(errors.PictureWriteError, match="16383"):
-        plan_encoding("webp", channels=3, dtype=np.uint8, width=16384, height=10)
+        plan("webp", 3, np.uint8, width=16384)
+
+
+def test_an_exif_block_of_the_largest_size_is_kept(tmp_path):
+    pixels = _rgb()
+    picture = Picture(pixels=pixels, format="JPEG", exif=b"Exif\0\0" + bytes(65533 - 6))
+    _write(tmp_path / "a.jpg", "jpg", pixels, picture)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert len(image.info["exif"]) == 65533
 
 
 def _plain(pixels: np.ndarray) -> Picture:
@@ -371,8 +387,7 @@ def _plain(pixels: np.ndarray) -> Picture:
 
 
 def _write(path: Path, format: str, pixels: np.ndarray, picture: Picture) -> None:
-    height, width, channels = pixels.shape
-    encoding = plan_encoding(format, width=width, height=height, channels=channels, dtype=pixels.dtype)
-    with open_writer(path, encoding, shape=pixels.shape, picture=picture) as writer:
+    height, width, _ = pixels.shape
+    with open_writer(path, plan_encoding(format, picture, width=width, height=height)) as writer:
         writer.write(pixels[: height // 2])
         writer.write(pixels[height // 2 :])

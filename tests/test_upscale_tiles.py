@@ -50,11 +50,14 @@ def test_tiled_equals_untiled(upscaler, height, width, tile, channels, dtype, se
     assert np.abs(tiled.astype(np.float64) - whole).max() <= allowed
 
 
-def test_tiled_equals_untiled_bit_for_bit_in_the_reference():
-    upscaler = Upscaler(tiny_model(scale=4), isa="reference")
-    image = _picture(23, 31, 3, np.float32, 5)
+@pytest.mark.parametrize("scale", [3, 4])
+@pytest.mark.parametrize("isa", [name for name in available_isas() if name != "numpy"])
+def test_tiled_equals_untiled_bit_for_bit_in_exact_kernels(isa, scale):
+    upscaler = Upscaler(tiny_model(scale=scale), isa=isa, threads=2)
+    size = (23, 31) if isa == "reference" else (53, 61)
+    image = _picture(*size, 3, np.float32, 5)
     whole = upscaler.upscale(image, tile=0)
-    for tile in (5, 8, 16):
+    for tile in (7, 16, 40):
         np.testing.assert_array_equal(upscaler.upscale(image, tile=tile), whole)
 
 

@@ -6,6 +6,7 @@ pasted into one Pillow image, the only copy. What a format cannot hold is said i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 
 DEFAULT_QUALITY = 95
 LONGEST_SIDE = {"png": MAX_SIDE, "jpg": 65535, "webp": 16383}
-_JPEG_SEGMENT = 65533 - 6
+_JPEG_SEGMENT = 65533  # bytes that one marker segment holds
 
 
 class PictureWriter(Protocol):
@@ -39,10 +40,14 @@ class PictureWriter(Protocol):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a picture will be stored: format, data type of its channels, and what a person should know about it."""
+    """How a picture will be stored: format, size (H, W, C) and data type, metadata, and what a person should know."""
 
     format: str
+    shape: tuple[int, int, int]
     dtype: type
+    icc_profile: bytes | None
+    exif: bytes | None
+    png_colour: Mapping[bytes, bytes]
     notes: tuple[str, ...]
 
 
@@ -67,8 +72,12 @@ def format_of_name(path: Path) -> str:
         ) from None
 
 
-def plan_encoding(format: str, *, width: int, height: int, channels: int, dtype: np.dtype | type) -> Encoding:
-    """Decide the stored data type and say what gets lost. Raises `PictureWriteError` when the format is too small."""
+def plan_encoding(format: str, picture: Picture, *, width: int, height: int) -> Encoding:
+    """Decide how `picture`, enlarged to `width` x `height`, is stored, and say what gets lost.
+
+    Raises `PictureWriteError` when the format cannot hold that size.
+    """
+    channels, dtype = picture.pixels.shape[2], picture.pixels.dtype
     if max(width, height) > LONGEST_SIDE[format]:
         raise PictureWriteError(
             f"{format} holds at most {LONGEST_SIDE[format]} pixels a side, the result has {width} x {height}; "
@@ -85,7 +94,22 @@ def plan_encoding(format: str, *, width: int, height: int, channels: int, dtype:
             notes.append(f"{format} holds 8 bits: the result has 8 bits a channel")
         if format == "jpg" and channels in (2, 4):
             notes.append("jpg holds no transparency: the picture is laid on white")
-    return Encoding(format=format, dtype=stored, notes=tuple(notes))
+    profile, exif = picture.icc_profile, picture.exif
+    if profile and format == "webp" and channels < 3:
+        profile = None
+        notes.append("webp stores grey as RGB: the ICC profile for grey was left out")
+    if exif and format == "jpg" and len(exif) > _JPEG_SEGMENT:
+        exif = None
+        notes.append("the EXIF block is too large for a jpg and was left out")
+    return Encoding(
+        format=format,
+        shape=(height, width, channels),
+        dtype=stored,
+        icc_profile=profile,
+        exif=exif,
+        png_colour=picture.png_colour,
+        notes=tuple(notes),
+    )
 
 
 def encoder_bytes(format: str, *, width: int, height: int) -> int:
@@ -96,27 +120,26 @@ def encoder_bytes(format: str, *, width: int, height: int) -> int:
     return {"png": 0, "jpg": 4, "webp": 8}[format] * width * height
 
 
-def open_writer(
-    path: Path, encoding: Encoding, *, shape: tuple[int, int, int], picture: Picture, quality: int = DEFAULT_QUALITY
-) -> PictureWriter:
-    """Start the file `path` for (H, W, C) pixels; `picture` supplies ICC profile, EXIF and PNG colour chunks."""
+def open_writer(path: Path, encoding: Encoding, *, quality: int = DEFAULT_QUALITY) -> PictureWriter:
+    """Start the file `path`; `quality` 1..100 is for jpg and webp."""
     if encoding.format == "png":
-        return _PngFile(path=path, shape=shape, dtype=encoding.dtype, picture=picture)
-    return _PillowFile(path=path, format=encoding.format, shape=shape, picture=picture, quality=quality)
+        return _PngFile(path=path, encoding=encoding)
+    return _PillowFile(path=path, encoding=encoding, quality=quality)
 
 
 class _PngFile:
-    def __init__(self, *, path: Path, shape: tuple[int, int, int], dtype: type, picture: Picture):
+    def __init__(self, *, path: Path, encoding: Encoding):
+        height, width, channels = encoding.shape
         self._file = path.open("wb")
         self._png = PngStream(
             stream=self._file,
-            width=shape[1],
-            height=shape[0],
-            channels=shape[2],
-            dtype=dtype,
-            icc_profile=picture.icc_profile,
-            exif=picture.exif,
-            colour=picture.png_colour,
+            width=width,
+            height=height,
+            channels=channels,
+            dtype=encoding.dtype,
+            icc_profile=encoding.icc_profile,
+            exif=encoding.exif,
+            colour=encoding.png_colour,
         )
 
     def __enter__(self) -> _PngFile:
@@ -132,11 +155,14 @@ class _PngFile:
 
 
 class _PillowFile:
-    def __init__(self, *, path: Path, format: str, shape: tuple[int, int, int], picture: Picture, quality: int):
-        self._path, self._format, self._picture, self._quality = path, format, picture, quality
-        keeps_alpha = format == "webp" and shape[2] in (2, 4)
-        mode = "RGBA" if keeps_alpha else "L" if format == "jpg" and shape[2] < 3 else "RGB"
-        self._image = Image.new(mode, (shape[1], shape[0]))
+    def __init__(self, *, path: Path, encoding: Encoding, quality: int):
+        self._path, self._encoding, self._quality = path, encoding, quality
+        height, width, channels = encoding.shape
+        if encoding.format == "webp":
+            mode = "RGBA" if channels in (2, 4) else "RGB"
+        else:
+            mode = "L" if channels < 3 else "RGB"
+        self._image = Image.new(mode, (width, height))
         self._row = 0
 
     def __enter__(self) -> _PillowFile:
@@ -156,14 +182,10 @@ class _PillowFile:
         self._row += len(rows)
 
     def _save(self) -> None:
-        # A profile for grey values does not describe the RGB that WebP stores.
-        profile = self._picture.icc_profile
-        if profile and profile[16:20] != (b"GRAY" if self._image.mode == "L" else b"RGB "):
-            profile = None
-        options: dict = {"quality": self._quality, "icc_profile": profile}
-        if self._picture.exif and (self._format != "jpg" or len(self._picture.exif) < _JPEG_SEGMENT):
-            options["exif"] = self._picture.exif
-        if self._format == "jpg":
+        options: dict = {"quality": self._quality, "icc_profile": self._encoding.icc_profile}
+        if self._encoding.exif:
+            options["exif"] = self._encoding.exif
+        if self._encoding.format == "jpg":
             # The colour planes keep their resolution: it has just been computed.
             options["subsampling"] = "4:4:4"
-        self._image.save(self._path, {"jpg": "JPEG", "webp": "WEBP"}[self._format], **options)
+        self._image.save(self._path, {"jpg": "JPEG", "webp": "WEBP"}[self._encoding.format], **options)

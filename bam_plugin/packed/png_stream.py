@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -32,7 +33,7 @@ class PngStream:
         dtype: np.dtype | type,
         icc_profile: bytes | None = None,
         exif: bytes | None = None,
-        colour: dict[bytes, bytes] | None = None,
+        colour: Mapping[bytes, bytes] | None = None,
         level: int = 4,
     ):
         """`channels` 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; `dtype` uint8 or uint16.

@@ -166,13 +166,11 @@ class Upscaler:
         picture = read_picture(source, max_pixels=max_pixels)
         pixels = picture.pixels
         height, width = target_size(pixels.shape[:2], scale)
-        encoding = plan_encoding(format, width=width, height=height, channels=pixels.shape[2], dtype=pixels.dtype)
+        encoding = plan_encoding(format, picture, width=width, height=height)
         tiling = self._plan(pixels, tile, encoder_bytes(format, width=width, height=height))
-        with atomic_path(destination) as temporary:
-            shape = (height, width, pixels.shape[2])
-            with open_writer(temporary, encoding, shape=shape, picture=picture, quality=quality) as writer:
-                for band in self._bands(pixels, (height, width), encoding.dtype, tiling, progress):
-                    writer.write(band)
+        with atomic_path(destination) as temporary, open_writer(temporary, encoding, quality=quality) as writer:
+            for band in self._bands(pixels, (height, width), encoding.dtype, tiling, progress):
+                writer.write(band)
         return UpscaleResult(
             source=source,
             destination=destination,
