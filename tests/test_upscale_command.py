@@ -243,6 +243,20 @@ def test_long_names_and_the_permissions_of_results(tmp_path, model):
     assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_names_that_are_no_text_are_no_obstacle(tmp_path, model, options):
+    name = os.fsencode(tmp_path / "in") + b"/\xff\xfe.png"
+    (tmp_path / "in").mkdir()
+    try:
+        _picture(Path(os.fsdecode(name)))
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    command = _command("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, *options)
+    done = subprocess.run(command, env={**_environment(), "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True)
+    assert b"udcff" in done.stdout
+    assert [os.fsencode(path.name) for path in (tmp_path / "out").iterdir()] == [b"\xff\xfe.png"]
+
+
 def test_quiet_prints_only_failures(album, tmp_path, model, capsys):
     assert main(["upscale", "-i", str(album / "a.png"), "-o", str(tmp_path / "out"), "-m", model, "-q"]) == 0
     assert capsys.readouterr() == ("", "")

@@ -7,6 +7,7 @@ at all, so a run that was stopped can be repeated with --skip-existing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import signal
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from bam_plugin.batch_progress import BatchProgress
@@ -79,11 +81,24 @@ def run(args: argparse.Namespace) -> int:
             "seconds": round(time.perf_counter() - started, 3),
             "files": records,
         }
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
     if failed:
         sys.stderr.write(f"{len(failed)} of {len(records)} failed:\n")
         sys.stderr.writelines(f"  {record['error']}\n" for record in failed)
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Within the block SIGTERM acts as Ctrl-C does, so that the unfinished file is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Batch:
@@ -106,7 +121,7 @@ class _Batch:
                     record = self._one(job)
                 records.append(record)
                 if not (self._args.json or self._args.quiet or record["status"] == "failed"):
-                    self._progress.write(_line(record), sys.stdout)
+                    self._progress.write(_printable(_line(record)), sys.stdout)
         return records
 
     def _one(self, job: Job) -> dict:
@@ -161,6 +176,12 @@ def _line(record: dict) -> str:
     return f"{line}  {record['seconds']:.1f} s\n{notes}"
 
 
+def _printable(text: str) -> str:
+    """Text that standard output can take: file names may hold what its encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _pixels(job: Job) -> int:
     return job.info.width * job.info.height if job.info else 0
 
@@ -171,19 +192,6 @@ def _explain(error: Exception, source: Path) -> str:
     if isinstance(error, MemoryError):
         return f"{source}: not enough memory; a smaller --tile needs less"
     return f"{source}: {type(error).__name__}: {error}"
-
-
-class _terminated_like_interrupted:
-    """Within the block SIGTERM acts as Ctrl-C does, so that the unfinished file is removed."""
-
-    def __enter__(self) -> None:
-        self._before = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
 
 
 def _scale(text: str) -> float:
