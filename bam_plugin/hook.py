@@ -95,16 +95,17 @@ def extend_parser(module: types.ModuleType) -> None:
 
 
 def _prepare(is_train: bool) -> bool:
-    """Register everything, repair the pipelines, expand the option file on the command line if it is one of ours."""
-    from bam_plugin.config import prepare_arguments
+    """For an option file of ours: register everything, repair the pipelines, expand the file. Returns whether it is."""
+    from bam_plugin.config import option_file, prepare_arguments
 
+    path = option_file(sys.argv[1:])
+    if path is None or not _is_ours(path):
+        return False
     _compat.repair_pipelines()
     for name in ("bam_plugin.archs", "bam_plugin.models", "bam_plugin.optim"):
         importlib.import_module(name)
     _repair_running_script()
     _adapt_sampler()
-    if not _is_ours(sys.argv[1:]):
-        return False
     # BasicSR copies the file into the experiment after the options are parsed: it must outlive this call.
     folder = tempfile.TemporaryDirectory(prefix="bam_options_")
     atexit.register(folder.cleanup)
@@ -112,16 +113,14 @@ def _prepare(is_train: bool) -> bool:
     return True
 
 
-def _is_ours(argv: list[str]) -> bool:
-    """Whether the option file in `argv` uses what only this package knows."""
+def _is_ours(path: str) -> bool:
+    """Whether an option file needs this package: it has includes or methods, or names what nobody has registered.
+
+    A file that BasicSR and the running project serve by themselves is left to them: not even our names are registered,
+    which could be theirs as well.
+    """
     import yaml
-    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-    from bam_plugin.config import option_file
-
-    path = option_file(argv)
-    if path is None:
-        return False
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -129,17 +128,29 @@ def _is_ours(argv: list[str]) -> bool:
         return False
     if not isinstance(values, dict):
         return False
-    registries = (ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY)
-    names = {name for registry in registries for name, value in registry if value.__module__.startswith("bam_plugin.")}
-    return any(key in values for key in _OUR_KEYS) or not names.isdisjoint(_types_in(values))
+    return any(key in values for key in _OUR_KEYS) or any(
+        name not in registry and f"{name}_basicsr" not in registry for registry, name in _named_types(values)
+    )
 
 
-def _types_in(values: Any) -> set[str]:
-    """All texts under the keys `type` and `model_type`, at any depth."""
-    if not isinstance(values, dict):
-        return set()
-    found = {value for key, value in values.items() if key in ("type", "model_type") and isinstance(value, str)}
-    return found.union(*(_types_in(value) for value in values.values()))
+def _named_types(values: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    """(registry, name) of everything that an option file wants to be built."""
+    for package in ("archs", "data", "metrics", "models"):
+        importlib.import_module(f"basicsr.{package}")
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+
+    def entries(section: Any) -> list[Any]:
+        return list(section.values()) if isinstance(section, dict) else []
+
+    val = values.get("val")
+    wanted = [(MODEL_REGISTRY, {"type": values.get("model_type")})]
+    wanted += [(ARCH_REGISTRY, section) for key, section in values.items() if str(key).startswith("network_")]
+    wanted += [(DATASET_REGISTRY, section) for section in entries(values.get("datasets"))]
+    wanted += [(METRIC_REGISTRY, each) for each in entries(val.get("metrics") if isinstance(val, dict) else None)]
+    for registry, section in wanted:
+        name = section.get("type") if isinstance(section, dict) else None
+        if isinstance(name, str):
+            yield registry, name
 
 
 def _repair_running_script() -> None:

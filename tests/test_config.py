@@ -300,5 +300,5 @@ def test_prepared_arguments_are_read_by_basicsr_itself(
     assert args.auto_resume
     # The expanded file says where it came from, because BasicSR copies it into the experiment.
     text = Path(prepared[1]).read_text()
-    assert path in text.splitlines()[0]
+    assert text.splitlines()[0] == f"# Expanded from {path}, method small, --force_yml train:total_iter=7 scale=4"
     assert not {"include", "method", "methods"} & set(yaml.safe_load(text))

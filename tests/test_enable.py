@@ -96,16 +96,33 @@ def test_basicsrs_own_commands(environment: Environment, tiny_pairs: Any) -> Non
     assert "did you mean scale?" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_files_of_other_projects_pass_untouched(environment: Environment, tiny_pairs: Any) -> None:
+OTHER_PROJECT = """
+from basicsr.archs.srresnet_arch import MSRResNet
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+class VDSR(MSRResNet):
+    pass
+
+
+ARCH_REGISTRY.register(VDSR)
+from basicsr.train import train_pipeline
+
+train_pipeline(".")
+"""
+
+
+def test_other_projects_are_left_alone_even_where_names_are_the_same(environment: Environment, tiny_pairs: Any) -> None:
     environment.bam("enable")
     options = tiny_options(tiny_pairs, total_iter=2)
     del options["val"], options["datasets"]["val"], options["train"]["ema_decay"]
     options = changed(options, {"datasets.train.type": "PairedImageDataset", "logger.use_tb_logger": False})
     options["name"], options["model_type"] = "other", "SRModel"
-    options["network_g"] = {"type": "MSRResNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1}
+    options["network_g"] = {"type": "VDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1}
     options["our_own_key"] = "that only another project knows"
     write(environment, "other.yml", options)
-    result = environment.run("basicsr/train.py", "-opt", "other.yml")
+    (environment.clone / "project.py").write_text(OTHER_PROJECT)
+    result = environment.run("project.py", "-opt", "other.yml")
     assert result.returncode == 0, result.stderr
     copied = environment.clone / "experiments/other/other.yml"
     assert copied.read_text().endswith((environment.clone / "other.yml").read_text())

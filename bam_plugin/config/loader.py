@@ -40,6 +40,8 @@ class LoadedOptions:
     """The chosen method; None where the file knows none."""
     methods: dict[str, str] = field(default_factory=dict)
     """The methods that the file offers -> what each reproduces."""
+    force: tuple[str, ...] = ()
+    """The `--force_yml` entries that were applied."""
 
 
 def read_options(path: str | Path, *, method: str | None = None, force: Sequence[str] = ()) -> LoadedOptions:
@@ -67,12 +69,17 @@ def read_options(path: str | Path, *, method: str | None = None, force: Sequence
     values["method"] = chosen
     expanded = {key: _substitute(value, values, path, (key,)) for key, value in values.items() if key not in _OUR_KEYS}
     abouts = {name: str(each.get("about", "")) for name, each in methods.items()}
-    return LoadedOptions(path=path, values=expanded, origins=origins, method=chosen, methods=abouts)
+    return LoadedOptions(path=path, values=expanded, origins=origins, method=chosen, methods=abouts, force=tuple(force))
 
 
 def dump_options(loaded: LoadedOptions) -> str:
     """The expanded options as YAML that BasicSR's own parser reads, headed by where they come from."""
-    source = f"# Expanded from {loaded.path}" + (f", method {loaded.method}" if loaded.method else "")
+    source = f"# Expanded from {loaded.path}"
+    if loaded.method:
+        source += f", method {loaded.method}"
+    if loaded.force:
+        # A line break inside an entry must not end the comment.
+        source += ", --force_yml " + " ".join(" ".join(entry.split()) for entry in loaded.force)
     return source + "\n" + yaml.safe_dump(loaded.values, sort_keys=False, allow_unicode=True, width=120)
 
 
