@@ -72,12 +72,15 @@ def test_binary_convolution(kernel, channels, size):
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 9])
-@pytest.mark.parametrize(("channels", "out"), [(1, 1), (3, 5), (5, 8), (12, 3), (17, 40), (48, 48), (20, 130)])
+@pytest.mark.parametrize(
+    ("channels", "out"),
+    [(1, 1), (3, 5), (5, 8), (12, 3), (17, 40), (48, 48), (20, 130), (16, 1), (48, 3), (64, 4), (32, 2)],
+)
 def test_float_convolution(kernel, channels, out):
-    if kernel * kernel * channels > 1000:
+    if kernel * kernel * channels > 2000:
         channels = 16
     model = built(lambda b, g, x: float_layer(b, g, x, "conv", out=out, kernel=kernel), channels=channels)
-    check(model, picture(4, 29, channels))
+    check(model, picture(4, 67, channels))
 
 
 def without_bias(builder, generator, value):
