@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bam_plugin import _compat
-from bam_plugin.config.data import check_datasets, check_paths
+from bam_plugin.config.data import check_checkpoint, check_datasets, check_paths
 from bam_plugin.config.problems import KeyPath, Problem, suggest
 from bam_plugin.config.schema import (
     PATH_KEYS,
@@ -82,6 +82,7 @@ def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[
             train, problems = in_iterations(train)
             yield from problems
             options = {**options, "train": train}
+            yield from _check_teacher(train.get("distill"), files)
         yield from check_training(train, reads.get("train", frozenset()), ours=ours, elsewhere=_place_of)
     yield from _check_sections(options, is_train, reads, BinaryTrain if ours else Train)
     if isinstance(options.get("val"), Mapping):
@@ -109,6 +110,12 @@ def _check_sections(
             yield from check_struct(section, struct, (name,), also=reads.get(name, ()), elsewhere=_place_of)
         elif name in required:
             yield Problem((name,), f"this section is missing; a {'training' if is_train else 'test'} needs it")
+
+
+def _check_teacher(distill: Any, files: bool) -> Iterator[Problem]:
+    if isinstance(distill, Mapping) and {"network", "path"} <= set(distill):
+        yield from check_network(distill["network"], ("train", "distill", "network"))
+        yield from check_checkpoint(distill["path"], ("train", "distill", "path"), files=files)
 
 
 def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:

@@ -120,14 +120,19 @@ def check_paths(
             yield from check_value(value, str, key)
         elif name == "ignore_resume_networks":
             yield from check_value(value, list[str] | str | None, key)
-        elif value is not None and not isinstance(value, str):
-            yield Problem(key, f"must name a file or be empty (~), found {value!r}")
-        elif value is not None and files and not Path(value).expanduser().is_file():
-            yield Problem(
-                key,
-                f"{value} is not a file (looked in {Path.cwd()}){_near_file(Path(value))}; train first, or name the "
-                "checkpoint you have",
-            )
+        elif value is not None:
+            yield from check_checkpoint(value, key, files=files)
+
+
+def check_checkpoint(value: Any, key: KeyPath, *, files: bool) -> Iterator[Problem]:
+    """Check that `value` names a file, and with `files` that the file exists."""
+    if not isinstance(value, str):
+        yield Problem(key, f"must name a file or be empty (~), found {value!r}")
+    elif files and not Path(value).expanduser().is_file():
+        near = _near_file(Path(value))
+        yield Problem(
+            key, f"{value} is not a file (looked in {Path.cwd()}){near}; train first, or name the checkpoint you have"
+        )
 
 
 def _near_file(path: Path) -> str:

@@ -79,6 +79,25 @@ class Watch(msgspec.Struct):
     plateau_gain: Annotated[float, Meta(ge=0)] = 0.001
 
 
+class Distillation(msgspec.Struct):
+    """train.distill of BinarySRModel: the teacher and the weights of its losses."""
+
+    network: Typed
+    path: str
+    param_key: str = "params"
+    full_precision: bool = False
+    output_weight: Annotated[float, Meta(ge=0)] = 1.0
+    feature_weight: Annotated[float, Meta(ge=0)] = 0.0
+    features: list[Any] = []
+
+
+class Stages(msgspec.Struct):
+    """train.stages of BinarySRModel, in iterations."""
+
+    float: NotNegative = 0
+    binary_activations: NotNegative = 0
+
+
 class BinaryTrain(Train):
     """train of BinarySRModel."""
 
@@ -89,6 +108,8 @@ class BinaryTrain(Train):
     sync_bn: bool = False
     health_freq: NotNegative = 0
     watch: Watch | None = None
+    distill: Distillation | None = None
+    stages: Stages | None = None
 
 
 class ValidationInTraining(msgspec.Struct):
