@@ -26,8 +26,8 @@ TRAIN = [
     "lmdb>=1.4",
     "msgspec>=0.18",
     "tensorboard>=2.14",
-    "torch>=2.2",
-    "torchvision>=0.17",
+    "torch>=2.4",
+    "torchvision>=0.19",
 ]
 DEMO = ["scikit-image>=0.22"]
 DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350"]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 def sign(x: Tensor) -> Tensor:
     """Sign(x) in {-1, +1} of the dtype and shape of `x`, Sign(0) = Sign(-0.0) = +1, no gradient (eq. 4)."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    # Several times faster than torch.where with two numbers.
+    return (x >= 0).to(x.dtype).mul_(2).sub_(1)
 
 
 class _IdentitySign(torch.autograd.Function):
