@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("--megapixels", type=float, default=12)
-    parser.add_argument("--ext", nargs="+", default=["png", "jpg", "webp"], choices=["png", "jpg", "webp"])
+    parser.add_argument("--ext", nargs="+", default=["png", "jpg"], choices=["png", "jpg", "webp"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "photo.jpg"

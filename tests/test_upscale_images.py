@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from bam_plugin.packed import picture_errors as errors
-from bam_plugin.packed.images import Picture, check_array, probe_picture, read_picture
-from bam_plugin.packed.picture_writer import open_writer, plan_encoding
+from bam_plugin.packed.images import Picture, PictureInfo, check_array, probe_picture, read_picture
+from bam_plugin.packed.picture_writer import automatic_format, open_writer, plan_encoding
 from bam_plugin.packed.png_stream import PngStream
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -372,6 +372,19 @@ def test_losses_are_said_and_impossible_sizes_refused():
     assert large.exif is None and "too large" in large.notes[0]
     with pytest.raises(errors.PictureWriteError, match="16383"):
         plan("webp", 3, np.uint8, width=16384)
+
+
+def test_the_automatic_format():
+    def choose(format: str, *, width: int = 4000, alpha: bool = False, deep: bool = False) -> str:
+        info = PictureInfo(width=1000, height=750, format=format, alpha=alpha, deep=deep)
+        return automatic_format(info, width=width, height=3000)
+
+    assert [choose(format) for format in ("JPEG", "MPO", "WEBP", "PNG", "GIF")] == ["jpg", "jpg", "webp", "png", "png"]
+    assert choose("JPEG", width=65536) == choose("WEBP", width=16384) == choose("JPEG", alpha=True) == "png"
+    assert choose("WEBP", deep=True) == "png" and choose("WEBP", alpha=True) == "webp"
+    # 12 megapixels enlarged four times: the WebP encoder alone would take 2.5 GB.
+    assert automatic_format(PictureInfo(4000, 3000, "WEBP", False, False), width=16000, height=12000) == "png"
+    assert automatic_format(PictureInfo(4000, 3000, "JPEG", False, False), width=16000, height=12000) == "jpg"
 
 
 def test_an_exif_block_of_the_largest_size_is_kept(tmp_path):

@@ -23,6 +23,10 @@ OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 
 DEFAULT_QUALITY = 95
 LONGEST_SIDE = {"png": MAX_SIDE, "jpg": 65535, "webp": 16383}
+AUTOMATIC_WEBP_PIXELS = 100_000_000
+"""Larger results are not made WebP unless asked for: its encoder takes 13 bytes a pixel (measured)."""
+
+_ENCODER_BYTES = {"png": 0, "jpg": 4, "webp": 13}  # a pixel; PNG is streamed, Pillow holds a colour pixel in 4 bytes
 _JPEG_SEGMENT = 65533  # bytes that one marker segment holds
 
 
@@ -54,10 +58,13 @@ class Encoding:
 def automatic_format(info: PictureInfo, *, width: int, height: int) -> str:
     """The format that suits an enlarged picture of `width` x `height`: JPEG and WebP stay what they are, else PNG.
 
-    PNG also where the others cannot: alpha or more than 8 bits in a JPEG, a side beyond the format's longest.
+    PNG also where the others cannot (alpha in a JPEG, more than 8 bits, a side beyond the format's longest), and for a
+    WebP so large that its encoder would need more memory than all the rest.
     """
     name = {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}.get(info.format, "png")
     if info.deep or max(width, height) > LONGEST_SIDE[name] or (info.alpha and name == "jpg"):
+        return "png"
+    if name == "webp" and width * height > AUTOMATIC_WEBP_PIXELS:
         return "png"
     return name
 
@@ -113,11 +120,8 @@ def plan_encoding(format: str, picture: Picture, *, width: int, height: int) -> 
 
 
 def encoder_bytes(format: str, *, width: int, height: int) -> int:
-    """Bytes that the writer of a picture of this size holds: nearly none for a PNG, which is streamed.
-
-    Pillow stores a colour pixel in 4 bytes; its WebP encoder works on a copy of the picture.
-    """
-    return {"png": 0, "jpg": 4, "webp": 8}[format] * width * height
+    """Bytes that the writer of a picture of this size needs: nearly none for a PNG."""
+    return _ENCODER_BYTES[format] * width * height
 
 
 def open_writer(path: Path, encoding: Encoding, *, quality: int = DEFAULT_QUALITY) -> PictureWriter:
