@@ -16,7 +16,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "bam_plugin/__init__.py")
 RUNTIME = [
     "numpy>=2.0",
     "opencv-python>=4.8",
-    "pillow>=10.1",
+    "pillow>=11",
     "pyyaml>=6.0",
     "safetensors>=0.4.3",
     "tqdm>=4.60",
@@ -30,7 +30,7 @@ TRAIN = [
     "torchvision>=0.19",
 ]
 DEMO = ["scikit-image>=0.22"]
-DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350"]
+DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350", "selenium>=4.15", "matplotlib>=3.8"]
 
 
 def kernel_build():
