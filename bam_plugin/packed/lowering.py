@@ -3,7 +3,9 @@
 The network is traced in evaluation mode with its layers as leaves, so no network needs an exporter of its own. Values
 that follow from parameters only (accumulated filters, learned factors) are computed here and now; each remaining
 call becomes one op of `graph.py` by the tables at the end of this module. What has no entry there is an error that
-names the module, never a guess. This module and `converter.py` are the parts of `packed` that need torch.
+names the module, never a guess.
+
+This module, `activation_steps.py`, `converter.py` and `verify.py` are the parts of `packed` that need torch.
 """
 
 from __future__ import annotations
@@ -20,21 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bam_plugin.nn.activations import (
-    ABCActivation,
-    ActivationBinarizer,
-    BatchNormSign,
-    DoReFaActivation,
-    FloatActivation,
-    PlainSign,
-    RSign,
-    XNORSign,
-)
+from bam_plugin.nn.activations import ActivationBinarizer, FloatActivation, XNORSign
 from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.activation_steps import activation_steps, finite_array, norm_affine
 from bam_plugin.packed.errors import ConversionError, PackedFormatError
 from bam_plugin.packed.graph import Graph, GraphBuilder
 from bam_plugin.packed.reference import pack_filters
-from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
 
 
 @dataclass(frozen=True)
@@ -66,22 +59,6 @@ class _Magnitude:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, BinaryConv2d) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _array(tensor: Tensor, where: str) -> np.ndarray:
-    array = tensor.detach().cpu().numpy().astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ConversionError(f"{where}: a parameter is not finite; the checkpoint is from a run that diverged")
-    return array
-
-
-def _norm_affine(norm: nn.BatchNorm2d, where: str) -> tuple[np.ndarray, np.ndarray]:
-    if norm.running_mean is None or norm.running_var is None:
-        raise ConversionError(f"{where}: a BatchNorm without running statistics depends on the image and cannot pack")
-    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
-    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-    mean, variance, gamma, beta = (_array(t, where) for t in (norm.running_mean, norm.running_var, gamma, beta))
-    return batch_norm_affine(mean=mean, variance=variance, gamma=gamma, beta=beta, eps=norm.eps)
 
 
 def _square(value: Any) -> int | None:
@@ -197,9 +174,9 @@ class _Lowering:
                 f"{self.where}: only square convolutions of stride 1, dilation 1, one group and zero padding that "
                 f"keeps the size can be packed, found {module}"
             )
-        tensors = {"weight": _array(module.weight, self.where)}
+        tensors = {"weight": finite_array(module.weight, self.where)}
         if module.bias is not None:
-            tensors["bias"] = _array(module.bias, self.where)
+            tensors["bias"] = finite_array(module.bias, self.where)
         numbers = sum(array.size for array in tensors.values())
         self.row("Conv2d", tensors["weight"].shape, 32 * numbers, 4 * numbers, "full-precision layer of the network")
         return self.add("conv2d", x, tensors=tensors)
@@ -211,7 +188,7 @@ class _Lowering:
         activation, shape = module.binarize_activation, tuple(module.weight.shape)
         pairs = module.decompose(previous)
         if isinstance(activation, FloatActivation):
-            weight = _array(sum(signs * scale.view(-1, 1, 1, 1) for signs, scale in pairs), self.where)
+            weight = finite_array(sum(signs * scale.view(-1, 1, 1, 1) for signs, scale in pairs), self.where)
             self.row("BinaryConv2d", shape, 32 * weight.size, weight.nbytes, "not packed: float activations")
             return self.add("conv2d", x, tensors={"weight": weight})
         filters = [pack_filters(signs.cpu().numpy().transpose(0, 2, 3, 1) < 0) for signs, _ in pairs]
@@ -219,7 +196,7 @@ class _Lowering:
         total = None
         for signs_in, factor in self._signs(activation, x):
             for packed, (_, scale) in zip(filters, pairs, strict=True):
-                scaled = _array(scale if factor is None else scale * factor, self.where)
+                scaled = finite_array(scale if factor is None else scale * factor, self.where)
                 tensors = {"weight": packed, "scale": np.broadcast_to(scaled, packed.shape[:1])}
                 term = self.add("binary_conv2d", signs_in, attrs=attrs, tensors=tensors)
                 total = term if total is None else self.add("add", total, term)
@@ -235,46 +212,26 @@ class _Lowering:
     def _signs(self, activation: ActivationBinarizer, x: _Value) -> list[tuple[_Value, Tensor | None]]:
         """One sign map per base of the activation, with its factor."""
         path = f"{self.where}.binarize_activation"
-
-        def half(y: np.ndarray) -> np.ndarray:
-            return y >= np.float32(0.5)
-
-        ones = np.ones(self.channels(x), dtype=np.float32)
-        if isinstance(activation, BatchNormSign | XNORSign):
-            steps = [step_thresholds(*_norm_affine(activation.norm, path))]
-        elif isinstance(activation, PlainSign):
-            steps = [step_thresholds(ones, np.zeros_like(ones))]
-        elif isinstance(activation, RSign):
-            steps = [step_thresholds(ones, -_array(activation.threshold, path).reshape(-1))]
-        elif isinstance(activation, DoReFaActivation):
-            steps = [step_thresholds(*_norm_affine(activation.norm, path), half)]
-        elif isinstance(activation, ABCActivation):
-            affine = _norm_affine(activation.norm, path)
-            shifts = _array(activation.shift, path)
-            steps = [step_thresholds(*affine, lambda y, v=v: (y + v) - np.float32(0.5) >= 0) for v in shifts]
-        else:
-            raise ConversionError(f"{path}: the activation binarizer {type(activation).__name__} cannot be packed")
-        factors = activation.factor.detach() if isinstance(activation, ABCActivation) else [None]
         return [
             (self.add("threshold", x, name=path, tensors={"threshold": threshold, "flip": flip}), factor)
-            for (threshold, flip), factor in zip(steps, factors, strict=True)
+            for threshold, flip, factor in activation_steps(activation, self.channels(x), path)
         ]
 
     def _window_mean(self, activation: XNORSign, x: _Value, kernel: int) -> _Value:
         """The mean over a convolution's window of the mean magnitude of the normalized input."""
-        scale, shift = _norm_affine(activation.norm, self.where)
+        scale, shift = norm_affine(activation.norm, self.where)
         normalized = self.add("affine", x, name=f"{self.where}.normalized", tensors={"scale": scale, "shift": shift})
         mean = self.add("channel_mean", normalized, name=f"{self.where}.magnitude", attrs={"statistic": "mean_abs"})
         window = np.full((1, 1, kernel, kernel), 1 / kernel**2, dtype=np.float32)
         return self.add("conv2d", mean, name=f"{self.where}.window", tensors={"weight": window})
 
     def norm(self, module: nn.BatchNorm2d, x: _Value) -> _Value:
-        scale, shift = _norm_affine(module, self.where)
+        scale, shift = norm_affine(module, self.where)
         self.row("BatchNorm2d", scale.shape, 128 * scale.size, 8 * scale.size, "full-precision layer of the network")
         return self.add("affine", x, tensors={"scale": scale, "shift": shift})
 
     def prelu(self, module: nn.PReLU, x: _Value) -> _Value:
-        slope = np.broadcast_to(_array(module.weight, self.where), (self.channels(x),))
+        slope = np.broadcast_to(finite_array(module.weight, self.where), (self.channels(x),))
         return self.add("prelu", x, tensors={"slope": slope})
 
     def leaky_relu(self, x: _Value, negative_slope: float = 0.01, inplace: bool = False) -> _Value:
@@ -346,7 +303,7 @@ class _Lowering:
     def _per_channel(self, constant: Any, value: _Value) -> np.ndarray:
         """A constant operand as one float32 per channel of `value`."""
         channels = self.channels(value)
-        array = _array(torch.as_tensor(constant), self.where)
+        array = finite_array(torch.as_tensor(constant), self.where)
         if array.size != 1 and (array.size != channels or array.shape[-3:] != (channels, 1, 1)):
             raise ConversionError(f"{self.where}: a constant of shape {array.shape} does not fit {channels} channels")
         return np.broadcast_to(array.reshape(-1), (channels,))
