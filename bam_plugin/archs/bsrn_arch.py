@@ -48,7 +48,7 @@ class BSRN(nn.Module):
         num_hpb, num_lb: HPB blocks, and LB blocks in each.
         upscale: 2, 3 or 4.
         upsampler: `pixelshuffle` (paper) or `pixelshuffledirect` (1/20 of its cost), see make_upsampler.
-        alpha: `one` or `learned`, the factors of the weight accumulation (BAMWeight).
+        alpha: `one`, `learned` or `solved`, the factors of the weight accumulation (BAMWeight).
         identity, beta, beta_statistic, beta_init, beta_offset, long_range, short_range, weight_gradient: see LBBlock.
         activation_estimator: gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS (where the
             activation side is `bn_sign`; the other sides take it from activation_options).

@@ -11,4 +11,3 @@ from bam_plugin import _compat, data
 _compat.repair_pipelines()
 _compat.import_registered(__name__, "_model")
 data.register()
-data.register()

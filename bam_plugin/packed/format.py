@@ -41,7 +41,7 @@ _FIELDS = {"format_version", "graph", "info", "scale", "receptive_radius", "sha2
 class PackedModel:
     """A network as a packed file holds it: typed graph, arrays, and free facts about it (`metadata`).
 
-    `metadata` is a JSON object: `arch`, `source_sha256`, `training`, `metrics` and whatever else the maker recorded.
+    `metadata` is a JSON object: `network_g`, `source_sha256`, `training`, `metrics` and whatever else the maker recorded.
     Making one checks the graph against the tensors.
     """
 
