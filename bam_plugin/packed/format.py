@@ -41,8 +41,8 @@ _FIELDS = {"format_version", "graph", "info", "scale", "receptive_radius", "sha2
 class PackedModel:
     """A network as a packed file holds it: typed graph, arrays, and free facts about it (`metadata`).
 
-    `metadata` is a JSON object: `network_g`, `source_sha256`, `training`, `metrics` and whatever else the maker recorded.
-    Making one checks the graph against the tensors.
+    `metadata` is a JSON object: `network_g`, `source_sha256`, `training`, `metrics` and whatever else the maker
+    recorded. Making one refuses tensors that no node uses; `check_graph` has checked the rest.
     """
 
     graph: Graph
