@@ -46,6 +46,7 @@ class BuildWithOptions(build_py):
     """build_py that carries the option files of the repository's `options/` inside the package."""
 
     def run(self):
+        """Build the package, then copy the files (an editable install finds them in the checkout)."""
         super().run()
         if not self.editable_mode:
             shutil.copytree(HERE / "options", Path(self.build_lib) / "bam_plugin/options", dirs_exist_ok=True)

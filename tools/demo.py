@@ -8,6 +8,7 @@ photos are never trained on.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -95,13 +96,14 @@ def train_and_test() -> Path:
     return checkpoint
 
 
-def convert(checkpoint: Path) -> Path:
-    """The packed file, made by the same script that users call."""
-    packed = DEMO / f"{NAME}.bam.safetensors"
-    command = [sys.executable, str(REPOSITORY / "tools/convert_binary.py"), "--force"]
-    command += ["-i", str(checkpoint), "-opt", str(TRAIN_OPTIONS), "-o", str(packed)]
+def convert(checkpoint: Path) -> tuple[Path, dict]:
+    """The packed file, made by the same script that users call, and what it found when it compared on the photos."""
+    packed, report = DEMO / f"{NAME}.bam.safetensors", DEMO / "conversion.json"
+    photos = sorted((DEMO / f"data/held_out/LRbicx{SCALE}").glob("*.png"))
+    command = [sys.executable, str(REPOSITORY / "tools/convert_binary.py"), "--force", "--report", str(report)]
+    command += ["-i", str(checkpoint), "-opt", str(TRAIN_OPTIONS), "-o", str(packed), "--images", *map(str, photos)]
     subprocess.run(command, check=True, stdout=sys.stderr)
-    return packed
+    return packed, json.loads(report.read_text(encoding="utf-8"))["comparison"]
 
 
 def upscale_and_measure(packed: Path) -> list[PhotoResult]:
@@ -140,15 +142,17 @@ def upscale_and_measure(packed: Path) -> list[PhotoResult]:
 
 
 def draw(results: list[PhotoResult], path: Path) -> None:
-    """The comparison picture: for each photo the original, bicubic, the network in PyTorch, and packed."""
+    """The comparison picture: for each photo bicubic, the network in PyTorch, packed, and the original."""
     from bam_plugin.data.sheet import Comparison, Panel, choose_box, draw_sheet
 
     titles = {"bicubic": "Bicubic", "network": "Network (PyTorch)", "packed": "Packed (1 bit)"}
     comparisons = []
     for result in results:
-        panels = [Panel("HR", result.original)]
-        for method, title in titles.items():
-            panels.append(Panel(title, result.pictures[method], result.psnr[method], result.ssim[method]))
+        panels = [
+            Panel(title, result.pictures[method], result.psnr[method], result.ssim[method])
+            for method, title in titles.items()
+        ]
+        panels.append(Panel("HR", result.original))
         box = choose_box(result.original, [result.pictures["bicubic"], result.pictures["packed"]], 72)
         comparisons.append(Comparison(result.name, panels, box))
     cv2.imwrite(str(path), draw_sheet(comparisons))
@@ -181,18 +185,21 @@ def main() -> int:
     prepare_photos()
     checkpoint = train_and_test()
     say("converting the checkpoint to packed bits")
-    packed = convert(checkpoint)
+    packed, comparison = convert(checkpoint)
     say("upscaling the held-out photos with the packed file")
     results = upscale_and_measure(packed)
     draw(results, DEMO / "comparison.png")
-    sizes = (
-        f"The packed file has {packed.stat().st_size:,} bytes, the checkpoint {checkpoint.stat().st_size:,} (trained "
-        "weights and their average).\n"
+    flips = sum(flipped for flipped, _ in comparison["flips"].values())
+    signs = sum(number for _, number in comparison["flips"].values())
+    facts = (
+        f"Signs that packed bits and PyTorch's floats decide differently: {flips:,} of {signs:,} in all layers, on "
+        f"{comparison['images']} pictures.\n\nThe packed file has {packed.stat().st_size:,} bytes, the checkpoint "
+        f"{checkpoint.stat().st_size:,} (trained weights and their average).\n"
     )
     text = (
         "PSNR (dB) / SSIM on Y, 4 border pixels cropped, on photos that were never trained on. `network` is "
         f"BasicSR's test of the checkpoint, `packed` the picture that the packed file made.\n\n"
-        f"{table(results)}\n{sizes}"
+        f"{table(results)}\n{facts}"
     )
     (DEMO / "results.md").write_text(f"# What `make demo` measured\n\n{text}", encoding="utf-8")
     gain = np.mean([result.psnr["packed"] - result.psnr["bicubic"] for result in results])

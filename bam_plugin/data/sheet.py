@@ -85,7 +85,9 @@ def draw_comparison(comparison: Comparison, *, panel: int = 220) -> np.ndarray:
     SSIM are red.
     """
     top, left, height, width = comparison.box
-    target = comparison.panels[0].image
+    # The HR image is the panel that nothing was measured on; among unmeasured results it is the first one.
+    original = next((each for each in comparison.panels if each.psnr is None), comparison.panels[0])
+    target = original.image
     if not (
         0 <= top <= top + height <= target.shape[0] and 0 <= left <= left + width <= target.shape[1] and height > 0
     ):
@@ -100,7 +102,7 @@ def draw_comparison(comparison: Comparison, *, panel: int = 220) -> np.ndarray:
             )
     factor = panel / max(height, width)
     cell = (round(width * factor), round(height * factor))
-    rows = 1 if len(comparison.panels) <= 3 else 2
+    rows = 1 if len(comparison.panels) <= 4 else 2
     columns = -(-len(comparison.panels) // rows)
     step = (cell[0] + _MARGIN, cell[1] + 2 * _LINE + _MARGIN)
     body = rows * step[1] - _MARGIN
@@ -121,7 +123,7 @@ def draw_comparison(comparison: Comparison, *, panel: int = 220) -> np.ndarray:
         y = _MARGIN + (number // columns) * step[1]
         crop = each.image[top : top + height, left : left + width]
         canvas.paste(_pil(cv2.resize(crop, cell, interpolation=cv2.INTER_NEAREST)), (x, y))
-        draw.rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), outline=_FRAME if number == 0 else _INK)
+        draw.rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), outline=_FRAME if each is original else _INK)
         draw.text((x, y + cell[1] + 1), each.title, fill=_INK, font=font)
         if measured:
             _draw_values(draw, (x, y + cell[1] + 1 + _LINE), each, best, font)
