@@ -45,10 +45,7 @@ def require_basicsr() -> types.ModuleType:
     try:
         return importlib.import_module("basicsr")
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"training and testing need {error.name}, which is not installed; run: pip install torch torchvision && "
-            "pip install --no-build-isolation 'bam-plugin[train]'"
-        ) from error
+        raise MissingDependencyError.for_training(error.name) from error
 
 
 def repair_pipelines() -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from bam_plugin import __version__
-from bam_plugin.errors import BamError
+from bam_plugin.errors import TRAINING_LIBRARIES, BamError, MissingDependencyError
 
 COMMANDS = {
     "train": "train a network from an option file (BasicSR's train pipeline)",
@@ -51,8 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     try:
-        args = build_parser(chosen).parse_args(argv)
-        return args.run(args)
+        try:
+            args = build_parser(chosen).parse_args(argv)
+            return args.run(args)
+        except ModuleNotFoundError as error:
+            # Any other missing module is a fault of ours, which deserves its traceback.
+            if (error.name or "").split(".")[0] not in TRAINING_LIBRARIES:
+                raise
+            raise MissingDependencyError.for_training(error.name) from error
     except BamError as error:
         sys.stderr.write(f"bam: {type(error).__name__}: {error}\n")
         return error.exit_code

@@ -1,4 +1,4 @@
-"""Deployment needs neither torch nor basicsr: shown in a process that cannot import them."""
+"""Deployment needs neither torch nor basicsr: shown in a process that finds nothing of the extra `train`."""
 
 from __future__ import annotations
 
@@ -6,38 +6,110 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pytest
 from packed_models import small_model
 
+from bam_plugin.cli import COMMANDS
+from bam_plugin.errors import INSTALL_TRAINING, TRAINING_LIBRARIES
 from bam_plugin.packed import write_packed
 
-PROGRAM = """
+ROOT = Path(__file__).parents[1]
+# What Python itself raises for a module that is not there.
+BLOCKED = f"""
 import sys
 
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "basicsr"):
-            raise ImportError(f"{name} is blocked")
+        if name.split(".")[0] in {TRAINING_LIBRARIES!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 
 sys.meta_path.insert(0, Blocker())
+"""
+ENGINE = """
 import numpy as np
-from bam_plugin.cli import main
 from bam_plugin.packed import Engine, read_packed
 
 model = read_packed(sys.argv[1])
 result = Engine(model).run(np.full((5, 7, 3), 0.5, np.float32))
 assert result.shape == (10, 14, 3) and result.dtype == np.float32
-assert main(["inspect", sys.argv[1]]) == 0
 """
+# The hook goes to a folder of the test, not to the environment that runs it, where no interpreter would find it.
+COMMAND = """
+from pathlib import Path
+from bam_plugin import cli, hook
+
+hook.hook_file = lambda: Path(sys.argv[1]) / "hook.pth"
+hook._works = lambda: True
+sys.exit(cli.main(sys.argv[2:]))
+"""
+OPTIONS = "options/train/BSRN/train_BSRN_x4.yml"
+WORKING = {
+    "bench": "bench small_x2.bam.safetensors --size 8x6 --rounds 1 -j 1 --isa numpy",
+    "inspect": "inspect small_x2.bam.safetensors",
+    "upscale": "upscale -i in -o out -m small_x2.bam.safetensors",
+    "compare": "compare in/a.png -m small_x2.bam.safetensors -o sheet.png",
+    "options": "options",
+    "options --expand": f"options --expand {ROOT / OPTIONS}",
+    "prepare": "prepare folder --input in --name a --output made --store folder --crop-size 48 --step 24 --quiet",
+    "enable": "enable",
+    "disable": "disable",
+}
+MISSING = {
+    "train": f"train -opt {ROOT / OPTIONS}",
+    "test": f"test -opt {ROOT / OPTIONS.replace('train', 'test')}",
+    "options --check": f"options --check {ROOT / OPTIONS}",
+    "profile": "profile BSRN",
+    "optimizers": "optimizers",
+    "convert": f"convert -i net.pth -opt {ROOT / OPTIONS} -o out.bam.safetensors",
+    "prepare as LMDB": "prepare folder --input in --name a --output made",
+}
 
 
-def test_packed_runs_without_torch(tmp_path):
-    path = tmp_path / "small_x2.bam.safetensors"
-    write_packed(small_model(), path)
-    root = Path(__file__).parents[1]
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path)], cwd=root, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a packed file and a folder of one picture."""
+    folder = tmp_path_factory.mktemp("runtime")
+    write_packed(small_model(), folder / "small_x2.bam.safetensors")
+    (folder / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 72, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder / "in/a.png"), pixels)
+    return folder
+
+
+def blocked(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"{BLOCKED}sys.path.insert(0, {str(ROOT)!r})\n{program}", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_packed_runs_without_torch(place):
+    result = blocked(ENGINE, "small_x2.bam.safetensors", cwd=place)
     assert result.returncode == 0, result.stderr
-    assert "verified" in result.stdout
+
+
+def test_every_command_is_tried():
+    assert {name.split()[0] for name in [*WORKING, *MISSING]} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_commands_of_the_runtime_work_without_torch(place, name):
+    result = blocked(COMMAND, str(place), *WORKING[name].split(), cwd=place)
+    assert result.returncode == 0, result.stderr
+    if name == "inspect":
+        assert "verified" in result.stdout
+    if name == "upscale":
+        result_pixels = cv2.imread(str(place / "out/a.png"))
+        assert result_pixels is not None and result_pixels.shape == (120, 144, 3)
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_commands_of_training_say_how_to_install_it(place, name):
+    result = blocked(COMMAND, str(place), *MISSING[name].split(), cwd=place)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("bam") and ": MissingDependencyError: " in result.stderr
+    if name != "prepare as LMDB":
+        assert INSTALL_TRAINING in result.stderr
