@@ -7,7 +7,6 @@ to do next.
 
 from __future__ import annotations
 
-
 TRAINING_LIBRARIES = ("torch", "torchvision", "basicsr", "msgspec", "lmdb", "tensorboard")
 """What only the extra `train` installs."""
 
