@@ -156,6 +156,44 @@ def test_ties_are_plus_one_and_inside_the_window(shift):
     assert reached.tolist() == [True, True, False, False] * (WIDTH // 4)
 
 
+@pytest.mark.parametrize("shift", [0.0, -0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_that_underflows_is_a_tie(memory_format, dtype, shift):
+    """A batch of mean zero, so small that x * slope is -0.0 for its negative half: the normalized value is zero."""
+    conv = BinaryConv2d(in_channels=WIDTH, out_channels=4).to(dtype)
+    norm = conv.binarize_activation.norm
+    with torch.no_grad():
+        norm.weight.fill_(torch.finfo(dtype).tiny)
+        norm.bias.fill_(shift)
+    x = torch.full((2, WIDTH, 8, 8), 1e-20, dtype=dtype)
+    x[:, :, ::2] *= -1
+    x = x.contiguous(memory_format=memory_format)
+    plain, fast = trained_once(conv, x, False), trained_once(conv, x, True)
+    expected = conv.eval()(torch.ones_like(x))  # all signs are +1
+    torch.testing.assert_close(plain["output"], expected)
+    torch.testing.assert_close(fast["output"], expected)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("short", [torch.bfloat16, torch.float16])
+def test_zero_has_the_sign_plus_one_whatever_makes_it(short, flush):
+    """Products that cancel the shift exactly, but for a bit that underflows, or that are nothing beside it."""
+    slope = torch.tensor([1.0, -1.0, 1e-20, 3.0, 1 + 2.0**-23]).repeat(40)
+    wanted = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, -1e-24, 1.0, -2.0]).repeat_interleave(25)
+    shift = fused._never_zero(wanted)
+    x = torch.stack(
+        [-shift / slope * factor for factor in (1.0, 1 + 2.0**-23, 1 - 2.0**-24)] + [slope * 0, slope * -0.0]
+    )
+    x = torch.cat([x, torch.full_like(x, -1e-45), torch.full_like(x, 1e-45)])[:, :, None, None].expand(-1, -1, 4, 5)
+    torch.set_flush_denormal(flush)
+    try:
+        normalized = fused._normalize(x.contiguous(), slope, shift)
+        assert torch.equal(fused._sign(normalized, short).float(), torch.where(normalized >= 0, 1.0, -1.0))
+    finally:
+        torch.set_flush_denormal(False)
+    assert (normalized == 0).any()
+
+
 @pytest.mark.parametrize("frozen", ["x", "weight", "norm"])
 def test_frozen_parts_get_no_gradient_and_the_others_theirs(frozen):
     conv = shaken(BinaryConv2d(in_channels=WIDTH, out_channels=8, output_scale="channel"))

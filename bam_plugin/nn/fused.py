@@ -2,7 +2,8 @@
 
 The readable modules say what is computed; here it is computed with less work and memory, on CPU and GPU:
 - The forward convolution runs on signs in a 16-bit type with float32 sums. Its result is an integer small enough to be
-  exact in that type, so nothing is lost; scales are multiplied in float32.
+  exact in that type, so nothing is lost (but for sums beyond 512 under autocast, see _dtype_of_signs); scales are
+  multiplied in float32.
 - Only the input of the normalization is saved, a tensor that the identity path and the accumulation keep anyway. Signs
   and the window of the gradient are computed from it again, bit for bit, in a pass that is cheaper than reading them.
 - The convolutions of the backward pass run in the dtype of the data, or in autocast's where autocast is on.
@@ -91,7 +92,8 @@ def binary_conv(
 
     Equal to the same written with `norm`, `ESTIMATORS[estimator]`, `straight_through(W^B, carrier)` and F.conv2d, but
     for rounding; it updates the running statistics of `norm` (see supports_norm). Under autocast the result is float32
-    all the same, and gradients are rounded to autocast's dtype where they enter a convolution.
+    all the same, gradients are rounded to autocast's dtype where they enter a convolution, and so are sums of signs
+    that the dtype cannot hold (in bfloat16 beyond 512, see _dtype_of_signs).
 
     Args:
         x: (N, I, H, W), contiguous or channels_last; the result has its memory format.
@@ -154,8 +156,7 @@ class _BinaryConv(torch.autograd.Function):
         mean, variance = _batch_statistics(x, norm)
         inverse_deviation = torch.rsqrt(variance + norm.eps)
         slope = inverse_deviation * gamma
-        # + 0.0 turns a shift of -0.0 into 0.0, so that the normalized value is never -0.0 where it is zero.
-        shift = torch.addcmul(beta, mean, slope, value=-1) + 0.0
+        shift = _never_zero(torch.addcmul(beta, mean, slope, value=-1))
         dtype = _dtype_of_signs(x, signs, gradient_dtype)
         dot = _convolve(_sign(_normalize(x, slope, shift), dtype), signs.to(dtype), geometry)
         scale = magnitude if output_scale is None else magnitude * output_scale
@@ -226,13 +227,27 @@ def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return torch.batch_norm_update_stats(x, norm.running_mean, norm.running_var, momentum or 0.0)
 
 
+def _never_zero(shift: Tensor) -> Tensor:
+    """The shift of a normalization, so that x * slope + shift is never -0.0, whose sign bit would make a tie -1.
+
+    A product that underflows makes -0.0 of a shift of zero, in one fused multiply-add even of +0.0. Beside a shift of at
+    least this magnitude (3e-24 in float32) the exact sum is zero, and then +0.0, or large enough not to underflow.
+    """
+    limits = torch.finfo(shift.dtype)
+    least = 4 * limits.tiny / limits.eps**2
+    return shift.masked_fill(shift.abs() < least, least)
+
+
 def _normalize(x: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
     """BN(x) from its folded form: one operation, called alike in both passes, so both see the same signs."""
     return torch.addcmul(shift.view(1, -1, 1, 1), x, slope.view(1, -1, 1, 1))
 
 
 def _sign(normalized: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sign in {-1, +1} as `dtype`: the sign bit, which rounding keeps. Comparing with 0 takes several times longer."""
+    """Sign in {-1, +1} as `dtype`: the sign bit, which rounding keeps. Comparing with 0 takes several times longer.
+
+    The values must not hold -0.0, see _never_zero.
+    """
     return torch.copysign(torch.ones((), dtype=dtype, device=normalized.device), normalized.to(dtype))
 
 
