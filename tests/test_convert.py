@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from bam_plugin.cli import main
 from bam_plugin.nn import BinaryConv2d
 from bam_plugin.packed import Engine, read_packed
-from bam_plugin.packed.converter import build_network, convert_network
+from bam_plugin.packed.converter import build_network, convert_network, input_channels
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.lowering import lower_network
 
@@ -129,7 +130,14 @@ def test_bad_input_is_named(trained, tmp_path, capsys):
     assert "params_x" in convert(extra=["--param-key", "params_x"])
     evil = tmp_path / "evil.pth"
     torch.save({"params": SideEffect()}, evil)
-    assert "evil.pth" in convert(inp=evil)  # weights_only: nothing of it was run
+    text = convert(inp=evil)  # weights_only: nothing of it was run
+    assert "evil.pth" in text
+    garbage = tmp_path / "garbage.pth"
+    for content in (b"", b"no checkpoint", b"PK\x03\x04 neither", checkpoint.read_bytes()[:1000]):
+        garbage.write_bytes(content)
+        text += convert(inp=garbage)
+    # PyTorch's own words advise to switch its safety off.
+    assert text.count("\n") == text.count("net_g_latest.pth") == 5 and "weights_only" not in text
     state = torch.load(checkpoint, weights_only=True)["params"]
     state["head.0.weight"][0, 0, 0, 0] = float("nan")
     broken = tmp_path / "broken.pth"
@@ -231,6 +239,47 @@ def test_mixed_host_from_an_option_section():
     conversion = convert_network(network)
     assert sum(row.note == "packed" for row in conversion.rows) >= 4
     agrees(network, conversion)
+
+
+def test_command_takes_grey_pictures_for_a_grey_host(tmp_path):
+    host = {"type": "MSRResNet", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 8, "num_block": 2, "upscale": 2}
+    section = {"type": "Binarized", "host": host, "recipe": {"binarizer": "bam"}}
+    torch.save({"params": enliven(build_network(section)).state_dict()}, tmp_path / "net.pth")
+    (tmp_path / "options.yml").write_text(yaml.safe_dump({"network_g": section}))
+    cv2.imwrite(str(tmp_path / "colour.png"), np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8))
+    output = tmp_path / "grey_x2.bam.safetensors"
+    arguments = ["convert", "-i", str(tmp_path / "net.pth"), "-opt", str(tmp_path / "options.yml"), "-o", str(output)]
+    assert main([*arguments, "--images", str(tmp_path / "colour.png")]) == 0
+    assert read_packed(output).num_in_ch == 1
+
+
+def test_input_channels_of_a_host_that_does_not_state_them():
+    convs = nn.Sequential(BinaryConv2d(in_channels=2, out_channels=4), nn.Conv2d(4, 4, 1))
+    assert input_channels(convs, {"type": "Any"}) == 2
+    assert input_channels(convs, {"type": "Binarized", "host": {"in_chans": 1}}) == 1
+    assert input_channels(convs, {"num_in_ch": 3}) == 3
+
+
+def test_command_takes_the_method_that_was_trained(tmp_path, capsys):
+    """As the ablations w1 and w2 of BSRN: one file, several networks, of which only one fits the checkpoint."""
+    methods = {"bam": {"network_g": {"alpha": "learned"}}, "w1": {"network_g": {"alpha": "one"}}}
+    methods["w2"] = {"network_g": {"long_range": False, "short_range": False}}
+    options = tmp_path / "options.yml"
+    options.write_text(yaml.safe_dump({"method": "bam", "methods": methods, "network_g": SMALL}))
+    for name in ("w1", "w2"):
+        section = {**SMALL, **methods[name]["network_g"]}
+        network = enliven(build_network(section))
+        torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+        output = tmp_path / f"{name}_x4.bam.safetensors"
+        arguments = ["convert", "-i", str(tmp_path / "net.pth"), "-opt", str(options), "-o", str(output)]
+        assert main([*arguments, "--method", name]) == 0
+        model = read_packed(output)
+        assert model.metadata["network_g"] == section
+        agrees(network, convert_network(network))
+        image = np.random.default_rng(0).random((7, 9, 3), dtype=np.float32)
+        assert np.array_equal(Engine(model).run(image), Engine(convert_network(network).model).run(image))
+    assert main([*arguments, "--method", "w3", "--force"]) == 2
+    assert "'w3'" in capsys.readouterr().err
 
 
 class Pooled(nn.Module):

@@ -22,7 +22,14 @@ class ConvertError(BamError):
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("-i", "--input", required=True, type=Path, help="checkpoint, such as net_g_latest.pth")
-    parser.add_argument("-opt", "--options", required=True, type=Path, help="option file the network was trained with")
+    parser.add_argument(
+        "-opt",
+        "--options",
+        required=True,
+        type=Path,
+        help="option file of the training, best the copy in its folder experiments/NAME, which has the method it used",
+    )
+    parser.add_argument("--method", metavar="NAME", help="method of an option file that offers several")
     parser.add_argument("-o", "--output", required=True, type=Path, help="packed file, such as NAME_x4.bam.safetensors")
     parser.add_argument("--param-key", help="weights to take (default: params_ema, else params)")
     parser.add_argument("--facts", type=Path, help="YAML file to record inside: training, terms, metrics, ...")
@@ -115,12 +122,13 @@ def run(args: argparse.Namespace) -> int:
     from bam_plugin.packed import converter
     from bam_plugin.packed.verify import seeded_images
 
-    section = converter.read_network_options(args.options)
-    channels = section.get("num_in_ch", 3)
-    images = seeded_images(channels) + [_read_image(path, channels) for path in args.images]
+    def images(channels: int) -> list[Any]:
+        return seeded_images(channels) + [_read_image(path, channels) for path in args.images]
+
     conversion = converter.convert_checkpoint(
         args.input,
         args.options,
+        method=args.method,
         param_key=args.param_key,
         facts=_read_facts(args.facts) if args.facts else None,
         images=images,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import nn
 
 from bam_plugin import __version__
 from bam_plugin.config import read_options
+from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model
@@ -40,12 +40,13 @@ class Conversion:
     comparison: Comparison | None
 
 
-def read_network_options(path: str | os.PathLike) -> dict[str, Any]:
-    """The `network_g` section of an option file, with its includes and its default method.
+def read_network_options(path: str | os.PathLike, *, method: str | None = None) -> dict[str, Any]:
+    """The `network_g` section of an option file, with its includes, as `method` has it (default: the file's own).
 
-    A training keeps an expanded copy of its file, with the method it used, in its folder under experiments/.
+    A training keeps an expanded copy of its file, with the method it used, in its folder under experiments/. Raises
+    OptionsError for a method that the file does not offer.
     """
-    section = read_options(os.fspath(path)).values.get("network_g")
+    section = read_options(os.fspath(path), method=method).values.get("network_g")
     if not isinstance(section, dict) or "type" not in section:
         raise ConversionError(f"{path}: no section network_g with a type; give the option file of its training")
     return section
@@ -70,8 +71,13 @@ def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) ->
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ConversionError(f"{path}: not a readable checkpoint of weights ({error})") from None
+    except OSError as error:
+        raise ConversionError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # damaged bytes can raise anything; PyTorch's advice, to trust the file, is bad advice
+        raise ConversionError(
+            f"{path}: a PyTorch file that holds weights alone was expected, found something else; give a checkpoint "
+            "such as experiments/NAME/models/net_g_latest.pth"
+        ) from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path}: a dictionary of weights expected, found {type(content).__name__}")
     if param_key is not None and param_key not in content:
@@ -101,10 +107,14 @@ def load_weights(network: nn.Module, state: Mapping[str, torch.Tensor], where: s
 
 
 def input_channels(network: nn.Module, section: Mapping[str, Any]) -> int:
-    """Channels of the input image: the option num_in_ch, else those of the first convolution."""
-    if isinstance(section.get("num_in_ch"), int):
-        return section["num_in_ch"]
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    """Channels of the input image: the network's option or its host's, else those of the first convolution."""
+    from bam_plugin.archs.binarized_arch import CHANNEL_OPTIONS
+
+    options = {**(section.get("host") or {}), **section}
+    stated = next((options[name] for name in CHANNEL_OPTIONS if isinstance(options.get(name), int)), None)
+    if stated is not None:
+        return stated
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d | BinaryConv2d)), None)
     return first.in_channels if first is not None else 3
 
 
@@ -134,16 +144,18 @@ def convert_checkpoint(
     checkpoint: str | os.PathLike,
     options: str | os.PathLike,
     *,
+    method: str | None = None,
     param_key: str | None = None,
     facts: Mapping[str, Any] | None = None,
-    images: Iterable[np.ndarray] | None = None,
+    images: Callable[[int], Iterable[np.ndarray]] = seeded_images,
     verify: bool = True,
 ) -> Conversion:
     """Convert a BasicSR checkpoint with the option file it was trained with; see `convert_network`.
 
-    `facts` (training data, terms, metrics, ...) are recorded beside the source's SHA-256 and the network's options.
+    `method` names one of the file's methods. `facts` (training data, terms, metrics, ...) are recorded beside the
+    source's SHA-256 and the network's options. `images` maps the number of input channels to pictures to compare on.
     """
-    section = read_network_options(options)
+    section = read_network_options(options, method=method)
     state, key = read_checkpoint(checkpoint, param_key=param_key)
     network = build_network(section)
     load_weights(network, state, str(checkpoint))
@@ -155,4 +167,5 @@ def convert_checkpoint(
         "source_key": key,
     }
     num_in_ch = input_channels(network, section)
-    return convert_network(network, num_in_ch=num_in_ch, metadata=metadata, images=images, verify=verify)
+    pictures = images(num_in_ch) if verify else ()
+    return convert_network(network, num_in_ch=num_in_ch, metadata=metadata, images=pictures, verify=verify)
