@@ -326,6 +326,8 @@ def test_bop_average_starts_from_the_signs(tiny_pairs):
 def test_all_options_of_the_model_pass_the_check_of_option_files(tiny_pairs, tmp_path):
     from bam_plugin.config import OptionsError, load_options
 
+    teacher = tmp_path / "teacher.pth"
+    teacher.touch()
     options = training_options.tiny_options(
         tiny_pairs,
         optim_g={
@@ -345,7 +347,7 @@ def test_all_options_of_the_model_pass_the_check_of_option_files(tiny_pairs, tmp
         sync_bn=True,
         health_freq=5,
         stages={"float": 2, "binary_activations": 2},
-        distill={"network": {"type": "BSRN"}, "path": "teacher.pth", "feature_weight": 1.0, "features": ["body"]},
+        distill={"network": {"type": "BSRN"}, "path": str(teacher), "feature_weight": 1.0, "features": ["body"]},
         watch={"nonfinite": "skip", "max_skipped": 3, "plateau": "warn", "plateau_window": 10},
     )
     file = training_options.write_options(options, tmp_path / "all.yml")

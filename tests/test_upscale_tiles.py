@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from upscale_models import tiny_model
 
@@ -101,6 +101,7 @@ def test_blending_has_no_step_where_tiles_disagree():
 
 
 @settings(max_examples=100, deadline=None)
+@example(height=138, width=1190, radius=None, budget=6768, rows=1)
 @given(
     height=st.integers(1, 6000),
     width=st.integers(1, 6000),

@@ -48,6 +48,11 @@ class Tiling:
         return (len(self.rows) - 1) * (len(self.columns) - 1)
 
     @property
+    def largest_window(self) -> int:
+        """Low-resolution pixels of the largest window, overlaps counted."""
+        return max(_window_lengths(self.rows, self.overlap)) * max(_window_lengths(self.columns, self.overlap))
+
+    @property
     def computed_pixels(self) -> int:
         """Low-resolution pixels computed, overlaps counted each time."""
         return sum(_window_lengths(self.rows, self.overlap)) * sum(_window_lengths(self.columns, self.overlap))
@@ -83,6 +88,9 @@ def plan_for_memory(
         if core_height < SMALLEST_CORE:
             continue
         tiling = _tiling(height, width, core_height, core_width, radius)
+        # Blended cores have a least size of their own and may come out larger than asked for.
+        if tiling.largest_window > pixel_budget:
+            continue
         if best is None or tiling.computed_pixels < best.computed_pixels:
             best = tiling
     return best or _tiling(height, width, SMALLEST_CORE, SMALLEST_CORE, radius)
