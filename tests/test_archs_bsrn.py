@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
+from bam_plugin.config import read_options
+from bam_plugin.config.shipped import options_folder
 
 
 def parameters(module):
@@ -24,6 +26,14 @@ def test_literal_network_has_the_listed_parameters():
     upsampler = 2 * (channels * 4 * channels * 9 + 4 * channels) + channels * 3 * 9 + 3
     network = BSRN(upscale=4, **LITERAL)
     assert parameters(network) == head + 40 * lb_block + body_end + upsampler == 1_215_059
+
+
+def test_the_option_files_method_literal_is_the_literal_network():
+    values = read_options(options_folder() / "train/BSRN/train_BSRN_x4.yml", method="literal").values["network_g"]
+    literal = {key: list(value) if isinstance(value, tuple) else value for key, value in LITERAL.items()}
+    size = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 48, "num_hpb": 20, "num_lb": 2, "upscale": 4}
+    assert values == {"type": "BSRN", **size, **literal}
+    assert parameters(BSRN(**{key: value for key, value in values.items() if key != "type"})) == 1_215_059
 
 
 def test_default_network_adds_one_factor_per_binary_output_channel():
@@ -59,10 +69,10 @@ def test_bad_options_are_refused_with_the_choices():
     [
         ("W2", {"long_range": False, "short_range": False}),
         ("solved", {"alpha": "solved"}),
-        ("A1", {"beta": "one", "beta_offset": [1, 1]}),
+        ("A1", {"beta": "one", "beta_offset": [0.5, 1]}),
         ("A2", {"beta": "one", "beta_offset": [0, 0]}),
         ("accumulated", {"weight_gradient": "accumulated"}),
-        ("mean", {"beta_statistic": "mean", "beta_init": [1, 1]}),
+        ("mean", {"beta_statistic": "mean"}),
     ],
 )
 def test_ablations_are_options_that_change_the_network(row, options):
@@ -70,7 +80,8 @@ def test_ablations_are_options_that_change_the_network(row, options):
 
     def run(**options):
         torch.manual_seed(4)
-        network = BSRN(num_feat=8, num_hpb=1, upscale=2, **options)
+        # At their start of 0 the trained factors b do nothing yet.
+        network = BSRN(num_feat=8, num_hpb=1, upscale=2, beta_init=[1, 1], **options)
         x = torch.rand(2, 3, 8, 8)
         result = network(x)
         result.square().mean().backward()

@@ -23,7 +23,9 @@ from bam_plugin.nn.methods import make_method, methods_of_parts
 from bam_plugin.nn.upsampling import make_upsampler
 
 PARTS = ("head", "body_end", "upsampler", "tail")
+# The same as the method `literal` of options/base/bsrn.yml.
 LITERAL: dict[str, Any] = {
+    "alpha": "one",
     "identity": False,
     "beta": "spatial",
     "beta_init": (1.0, 1.0),
