@@ -29,8 +29,6 @@ from bam_plugin.optim.registry import OPTIMIZER_REGISTRY
 
 LOGGER = logging.getLogger("basicsr")
 
-# Keys of train.optim_g that are read here; all others are arguments of the optimizer.
-GROUP_OPTIONS = ("lr_mult", "latent_clip", "rules", "others")
 DEFAULT_LATENT_CLIP = 1.0
 _FLIPPING = (Bop, Bop2ndOrder)
 
