@@ -154,6 +154,18 @@ def test_list(capsys: pytest.CaptureFixture) -> None:
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [file.name for file in FILES]
 
 
+def test_numbers_of_the_paper_stand_beside_its_recipe_only(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["options"]) == 0
+    blocks = re.split(r"^(?=options/)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(FILES)
+    for block, file in zip(blocks, FILES, strict=True):
+        recipe = re.fullmatch(r"train_(VDSR|SRResNet|BSRN|EDSR)_x[234]\.yml", file.path.name) is not None
+        assert file.paper_recipe == recipe
+        assert recipe or not re.search(r"\d\d\.\d\d", block), block
+        printed = recipe and "EDSR" not in file.name  # which the paper does not have
+        assert bool(re.search(r"Set5 (x4 )?\d\d\.\d\d", block)) == printed
+
+
 def test_copies_work_alone_and_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["options", "--copy", str(tmp_path)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(copy_shipped(tmp_path))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 
 from bam_plugin.config import OptionsError, check_loaded, dump_options, read_options
 from bam_plugin.config.shipped import ShippedFile, copy_shipped, shipped_files
 from bam_plugin.report import paper_methods, paper_value
+
+# The paper's numbers in the description of a method.
+_PRINTED = re.compile(r" \([^)]*\b\d\d\.\d\d\b[^)]*\)")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +46,14 @@ def run(args: argparse.Namespace) -> int:
     files = shipped_files()
     if args.json:
         entries = [
-            {"name": file.name, "path": str(file.path), "about": file.about, "methods": file.methods} for file in files
+            {
+                "name": file.name,
+                "path": str(file.path),
+                "about": file.about,
+                "methods": file.methods,
+                "paper_recipe": file.paper_recipe,
+            }
+            for file in files
         ]
         sys.stdout.write(json.dumps(entries, indent=2) + "\n")
     else:
@@ -65,16 +76,17 @@ def _check(names: list[str], method: str | None, force: list[str]) -> int:
 
 
 def _describe(file: ShippedFile) -> str:
-    """The file with its methods, one line each, and the PSNR that the paper prints for them."""
+    """The file with its methods, one line each; where the recipe is the paper's, with the PSNR that it prints for them."""
     place = f"options/{file.name}"
     if not file.methods:
         return f"{place}    {file.about}"
     if not file.is_train:
         return f"{place}    the test of {', '.join(file.methods)}"
-    lines = [place]
+    lines = [place if file.paper_recipe else f"{place}    {file.about}"]
     width = max((len(method) for method in file.methods), default=0)
     for method, about in file.methods.items():
-        lines.append(f"    --method {method.ljust(width)}  {about}{_printed(about, file.name)}")
+        text = f"{about}{_printed(about, file.name)}" if file.paper_recipe else _PRINTED.sub("", about)
+        lines.append(f"    --method {method.ljust(width)}  {text}")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bam_plugin._files import atomic_path
 from bam_plugin.config.loader import read_options
@@ -16,6 +17,7 @@ from bam_plugin.config.problems import OptionsError
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = ("train", "test")
+_PAPER_RECIPE = "base/div2k.yml"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class ShippedFile:
     """The first sentence of its comment."""
     methods: dict[str, str] = field(default_factory=dict)
     """Method -> what it reproduces; empty where the file has none."""
+    paper_recipe: bool = False
+    """Whether it is a training on DIV2K as the paper describes it, so that the paper's numbers are to be expected."""
 
     @property
     def is_train(self) -> bool:
@@ -52,15 +56,20 @@ def shipped_files() -> list[ShippedFile]:
     """All shipped option files, trainings first, by name."""
     folder = options_folder()
     paths = [path for kind in _FOLDERS for path in sorted((folder / kind).rglob("*.yml"))]
-    return [
-        ShippedFile(
-            name=path.relative_to(folder).as_posix(),
-            path=path,
-            about=_first_sentence(path),
-            methods=read_options(path).methods,
+    paper = read_options(folder / _PAPER_RECIPE, force=["scale=4"]).values
+    files = []
+    for path in paths:
+        loaded = read_options(path)
+        files.append(
+            ShippedFile(
+                name=path.relative_to(folder).as_posix(),
+                path=path,
+                about=_first_sentence(path),
+                methods=loaded.methods,
+                paper_recipe=_training(loaded.values) == _training(paper),
+            )
         )
-        for path in paths
-    ]
+    return files
 
 
 def copy_shipped(destination: str | Path) -> list[Path]:
@@ -82,6 +91,12 @@ def copy_shipped(destination: str | Path) -> list[Path]:
 def _all_files(folder: Path) -> Iterator[Path]:
     for name in ("base", *_FOLDERS):
         yield from sorted((folder / name).rglob("*.yml"))
+
+
+def _training(values: dict[str, Any]) -> tuple[Any, ...]:
+    """What a recipe is compared by: the data, the batch and everything under `train`."""
+    data = values["datasets"].get("train", {})
+    return values.get("train"), data.get("name"), data.get("batch_size_per_gpu"), data.get("dataset_enlarge_ratio")
 
 
 def _first_sentence(path: Path) -> str:
