@@ -22,7 +22,15 @@ FORBIDDEN = {
     **{name: ("torch", "basicsr") for name in LIGHT},
 }
 # The torch side of deployment: the only modules of packed/ that may know PyTorch.
-TORCH_SIDE = {"activation_steps.py", "converter.py", "lowering.py", "verify.py", "torch_module.py", "onnx_export.py"}
+TORCH_SIDE = {
+    "activation_steps.py",
+    "converter.py",
+    "layer_report.py",
+    "lowering.py",
+    "verify.py",
+    "torch_module.py",
+    "onnx_export.py",
+}
 
 
 def imported_names(path: Path) -> set[str]:

@@ -24,7 +24,8 @@ from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model
-from bam_plugin.packed.lowering import LayerRow, lower_network
+from bam_plugin.packed.layer_report import LayerRow
+from bam_plugin.packed.lowering import lower_network
 from bam_plugin.packed.verify import Comparison, compare, seeded_images
 
 PARAM_KEYS = ("params_ema", "params")

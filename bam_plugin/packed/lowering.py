@@ -5,7 +5,8 @@ that follow from parameters only (accumulated filters, learned factors) are comp
 call becomes one op of `graph.py` by the tables at the end of this module. What has no entry there is an error that
 names the module, never a guess.
 
-This module, `activation_steps.py`, `converter.py` and `verify.py` are the parts of `packed` that need torch.
+This module, `activation_steps.py`, `layer_report.py`, `converter.py` and `verify.py` are the parts of `packed` that
+need torch.
 """
 
 from __future__ import annotations
@@ -27,19 +28,8 @@ from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.activation_steps import activation_steps, finite_array, norm_affine
 from bam_plugin.packed.errors import ConversionError, PackedFormatError
 from bam_plugin.packed.graph import Graph, GraphBuilder
+from bam_plugin.packed.layer_report import LayerRow, layer_rows
 from bam_plugin.packed.reference import pack_filters
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer of the conversion report: what it was and what became of it."""
-
-    layer: str
-    kind: str
-    shape: tuple[int, ...]
-    bits_before: int
-    bytes_after: int
-    note: str  # "packed", or why not
 
 
 @dataclass(frozen=True)
@@ -73,8 +63,10 @@ class _Lowering:
     def __init__(self, *, network: nn.Module, num_in_ch: int):
         self.network = network
         self.builder = GraphBuilder(num_in_ch=num_in_ch)
-        self.rows: list[LayerRow] = []
         self.where = ""
+        self.layer = ""  # the module at work
+        self.layers: dict[str, str] = {}  # node of the graph -> its layer
+        self.notes: dict[str, str] = {}  # layer -> what the report says of it
 
     def run(self) -> Graph:
         # A forward may assign to its module (EDSR: self.mean = self.mean.type_as(x)): trace a copy, keep values here.
@@ -114,8 +106,9 @@ class _Lowering:
         args = fx.map_arg(node.args, known.__getitem__)
         kwargs = fx.map_arg(node.kwargs, known.__getitem__)
         stack = node.meta.get("nn_module_stack") or {}
-        module_path = next(reversed(stack)) if stack else ""
-        self.where = str(node.target) if node.op == "call_module" else f"{module_path}.{node.name}".lstrip(".")
+        module_path = next(reversed(stack)).partition("@")[0] if stack else ""  # PATH@N: its call number N
+        self.layer = str(node.target) if node.op == "call_module" else module_path
+        self.where = self.layer if node.op == "call_module" else f"{module_path}.{node.name}".lstrip(".")
         dynamic = _find_values((args, kwargs))
         if node.op == "call_module":
             module = self.network.get_submodule(str(node.target))
@@ -152,13 +145,12 @@ class _Lowering:
         tensors: dict[str, np.ndarray] | None = None,
     ) -> _Value:
         names = (value.name for value in inputs)
-        return _Value(self.builder.add(op, name or self.where, *names, attrs=attrs, tensors=tensors))
+        made = self.builder.add(op, name or self.where, *names, attrs=attrs, tensors=tensors)
+        self.layers[made] = self.layer
+        return _Value(made)
 
     def channels(self, value: _Value) -> int:
         return self.builder.types[value.name].channels
-
-    def row(self, kind: str, shape: tuple[int, ...], bits: int, nbytes: int, note: str) -> None:
-        self.rows.append(LayerRow(self.where, kind, shape, bits, nbytes, note))
 
     # Layers
 
@@ -177,19 +169,17 @@ class _Lowering:
         tensors = {"weight": finite_array(module.weight, self.where)}
         if module.bias is not None:
             tensors["bias"] = finite_array(module.bias, self.where)
-        numbers = sum(array.size for array in tensors.values())
-        self.row("Conv2d", tensors["weight"].shape, 32 * numbers, 4 * numbers, "full-precision layer of the network")
         return self.add("conv2d", x, tensors=tensors)
 
     def binary_conv(self, module: BinaryConv2d, x: _Value, previous: tuple[Tensor, ...] = ()) -> _Value:
         """Sum over the activation's and the weight's bases, in the order of BinaryConv2d's evaluation."""
         if module.stride != 1 or module.padding != module.kernel_size // 2:
             raise ConversionError(f"{self.where}: only stride 1 with size-keeping padding can be packed")
-        activation, shape = module.binarize_activation, tuple(module.weight.shape)
+        activation = module.binarize_activation
         pairs = module.decompose(previous)
         if isinstance(activation, FloatActivation):
             weight = finite_array(sum(signs * scale.view(-1, 1, 1, 1) for signs, scale in pairs), self.where)
-            self.row("BinaryConv2d", shape, 32 * weight.size, weight.nbytes, "not packed: float activations")
+            self.notes[self.layer] = "not packed: float activations"
             return self.add("conv2d", x, tensors={"weight": weight})
         filters = [pack_filters(signs.cpu().numpy().transpose(0, 2, 3, 1) < 0) for signs, _ in pairs]
         attrs = {"kernel": module.kernel_size, "alphabet": activation.alphabet}
@@ -201,10 +191,10 @@ class _Lowering:
                 term = self.add("binary_conv2d", signs_in, attrs=attrs, tensors=tensors)
                 total = term if total is None else self.add("add", total, term)
         assert total is not None
-        bases = f" in {len(filters)} bases" if len(filters) > 1 else ""
         # A second activation base needs its own scales and so, in the file, its own copy of the filters.
-        nbytes = activation.bases * sum(packed.nbytes for packed in filters)
-        self.row("BinaryConv2d", shape, 32 * math.prod(shape), nbytes, f"packed{bases}")
+        bases = f" in {len(filters)} bases" if len(filters) > 1 else ""
+        copies = f", {activation.bases} copies" if activation.bases > 1 else ""
+        self.notes[self.layer] = f"packed{bases}{copies}"
         if activation.has_magnitude:
             total = self.add("mul", total, self._window_mean(activation, x, module.kernel_size))
         return total
@@ -227,7 +217,6 @@ class _Lowering:
 
     def norm(self, module: nn.BatchNorm2d, x: _Value) -> _Value:
         scale, shift = norm_affine(module, self.where)
-        self.row("BatchNorm2d", scale.shape, 128 * scale.size, 8 * scale.size, "full-precision layer of the network")
         return self.add("affine", x, tensors={"scale": scale, "shift": shift})
 
     def prelu(self, module: nn.PReLU, x: _Value) -> _Value:
@@ -391,4 +380,6 @@ def lower_network(network: nn.Module, *, num_in_ch: int) -> tuple[Graph, dict[st
     """
     lowering = _Lowering(network=copy.deepcopy(network).float().eval(), num_in_ch=num_in_ch)
     graph = lowering.run()
-    return graph, lowering.builder.tensors, lowering.rows
+    tensors = lowering.builder.tensors
+    rows = layer_rows(lowering.network, graph, tensors, layers=lowering.layers, notes=lowering.notes)
+    return graph, tensors, rows

@@ -1,0 +1,69 @@
+"""The conversion's report: per layer, what it held as float32 and what its tensors take in the packed file.
+
+The bytes are counted in the finished graph, so the rows together have all tensors of the file, no more and no less.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.graph import Graph
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of the conversion report: what it was and what became of it."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    """Of its weight; empty where it has none."""
+    bits_before: int
+    """Its parameters and running statistics as float32."""
+    bytes_after: int
+    """Its tensors in the packed file: filters, scales, thresholds and all."""
+    note: str
+    """`packed`, or why not."""
+
+
+def layer_rows(
+    network: nn.Module,
+    graph: Graph,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    layers: Mapping[str, str],
+    notes: Mapping[str, str],
+) -> list[LayerRow]:
+    """One row per layer with parameters, in order of execution.
+
+    layers: name of a node -> path of the module it was made for, in `network`. notes: path -> what to say of it.
+    """
+    stored = dict.fromkeys(layers.values(), 0)
+    for node in graph.nodes:
+        stored[layers[node.name]] += sum(tensors[name].nbytes for name in node.tensors.values())
+    rows = []
+    for layer, nbytes in stored.items():
+        module = network.get_submodule(layer)
+        inner = isinstance(module, BinaryConv2d)  # its binarizers are no layers of their own
+        held = itertools.chain(module.parameters(recurse=inner), module.buffers(recurse=inner))
+        numbers = sum(tensor.numel() for tensor in held if tensor.is_floating_point())
+        if not numbers and not nbytes:
+            continue
+        weight = getattr(module, "weight", None)
+        rows.append(
+            LayerRow(
+                layer=layer or "(forward)",
+                kind=type(module).__name__,
+                shape=tuple(weight.shape) if isinstance(weight, Tensor) else (),
+                bits_before=32 * numbers,
+                bytes_after=nbytes,
+                note=notes.get(layer, "full precision"),
+            )
+        )
+    return rows
