@@ -158,8 +158,9 @@ def edit_node(op, index, value):
 def test_wrong_metadata_is_named(expected, edit):
     data = pack_model(small_model())
     edited = rewrite(data, document=edit)
-    with pytest.raises(expected):
-        unpack_model(resign(edited))
+    with pytest.raises(expected, match=r"^net\.bam: .") as caught:
+        unpack_model(resign(edited), where="net.bam")
+    assert type(caught.value) is expected and str(caught.value).count("net.bam") == 1
     if expected not in (errors.NewerVersionError, errors.NotPackedError):  # without a forger, the checksum speaks first
         with pytest.raises((errors.ChecksumError, expected)):
             unpack_model(edited)
@@ -187,8 +188,9 @@ def spoil(name, change):
 )
 def test_wrong_tensors_are_named(expected, edit):
     edited = rewrite(pack_model(small_model(channels=12)), tensors=edit)
-    with pytest.raises(expected):
-        unpack_model(resign(edited))
+    with pytest.raises(expected, match=r"^net\.bam: .") as caught:
+        unpack_model(resign(edited), where="net.bam")
+    assert type(caught.value) is expected and str(caught.value).count("net.bam") == 1
     with pytest.raises(errors.ChecksumError):
         unpack_model(edited)
 
@@ -203,11 +205,11 @@ def test_one_changed_bit_is_found():
 def test_short_and_foreign_files_are_named(tmp_path):
     data = pack_model(small_model())
     for cut in (0, 7, 8, 100, len(data) // 2, len(data) - 1):
-        with pytest.raises(errors.TruncatedFileError):
-            unpack_model(data[:cut])
+        with pytest.raises(errors.TruncatedFileError, match=r"^net\.bam: ."):
+            unpack_model(data[:cut], where="net.bam")
     for foreign in (b"\x89PNG\r\n\x1a\n" + bytes(64), b"PK\x03\x04" + bytes(64), bytes(64), b"\xff" * 64):
-        with pytest.raises(errors.NotPackedError):
-            unpack_model(foreign)
+        with pytest.raises(errors.NotPackedError, match=r"^net\.bam: ."):
+            unpack_model(foreign, where="net.bam")
     with pytest.raises(errors.NotPackedError, match="bam convert"):
         unpack_model(save({"a": np.zeros(2, np.float32)}))
     with pytest.raises(errors.NotPackedError, match="F16"):
@@ -239,8 +241,8 @@ def test_mutated_files_raise_only_named_errors(data):
             mutated[position:position] = data.draw(st.binary(min_size=1, max_size=9))
     if bytes(mutated) == original:
         return
-    with pytest.raises(errors.PackedFormatError):
-        unpack_model(bytes(mutated))
+    with pytest.raises(errors.PackedFormatError, match=r"^net\.bam: ."):
+        unpack_model(bytes(mutated), where="net.bam")
 
 
 PACKED = pack_model(small_model(channels=5, blocks=1))

@@ -24,6 +24,7 @@ from bam_plugin.packed.errors import (
     InvalidGraphError,
     NewerVersionError,
     NotPackedError,
+    PackedFormatError,
     TruncatedFileError,
     UnexpectedTensorError,
 )
@@ -142,23 +143,23 @@ def read_packed(path: str | os.PathLike) -> PackedModel:
     return unpack_model(Path(path).read_bytes(), where=str(path))
 
 
-def _header(data: bytes, where: str) -> dict:
+def _header(data: bytes) -> dict:
     """The container's header, after the checks that tell a short file from a foreign one."""
     if len(data) < 8:
-        raise TruncatedFileError(f"{where}: {len(data)} bytes are too few for a packed file")
+        raise TruncatedFileError(f"{len(data)} bytes are too few for a packed file")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES or (len(data) > 8 and data[8:9] != b"{"):
-        raise NotPackedError(f"{where}: not a safetensors file (no header where one must start)")
+        raise NotPackedError("not a safetensors file (no header where one must start)")
     if 8 + length > len(data):
-        raise TruncatedFileError(f"{where}: header of {length} bytes expected, only {len(data) - 8} bytes follow")
+        raise TruncatedFileError(f"header of {length} bytes expected, only {len(data) - 8} bytes follow")
     try:
         header = json.loads(data[8 : 8 + length])
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         promised = max([int(end) for end in ends], default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
-        raise NotPackedError(f"{where}: the safetensors header is damaged") from None
+        raise NotPackedError("the safetensors header is damaged") from None
     if 8 + length + promised > len(data):
-        raise TruncatedFileError(f"{where}: the header announces {8 + length + promised} bytes, found {len(data)}")
+        raise TruncatedFileError(f"the header announces {8 + length + promised} bytes, found {len(data)}")
     return header
 
 
@@ -166,27 +167,27 @@ def _no_constants(word: str) -> float:
     raise ValueError(f"{word} is no JSON")
 
 
-def _read_document(header: dict, where: str) -> dict:
+def _read_document(header: dict) -> dict:
     metadata = header.get("__metadata__")
     text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise NotPackedError(
-            f"{where}: a safetensors file, but not a packed network (no metadata key {METADATA_KEY!r}); "
+            f"a safetensors file, but not a packed network (no metadata key {METADATA_KEY!r}); "
             "make one with `bam convert`"
         )
     try:
         document = json.loads(text, parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:
-        raise NotPackedError(f"{where}: the metadata is not valid JSON ({error})") from None
+        raise NotPackedError(f"the metadata is not valid JSON ({error})") from None
     version = document.get("format_version") if isinstance(document, dict) else None
     if type(version) is not int or version < 1:
-        raise NotPackedError(f"{where}: the metadata has no format version")
+        raise NotPackedError("the metadata has no format version")
     if version > FORMAT_VERSION:
         raise NewerVersionError(
-            f"{where}: format version {version}, this program reads up to {FORMAT_VERSION}; update bam-plugin"
+            f"format version {version}, this program reads up to {FORMAT_VERSION}; update bam-plugin"
         )
     if set(document) != _FIELDS or not isinstance(document["info"], dict):
-        raise NotPackedError(f"{where}: metadata fields {sorted(_FIELDS)} expected, found {sorted(document)}")
+        raise NotPackedError(f"metadata fields {sorted(_FIELDS)} expected, found {sorted(document)}")
     return document
 
 
@@ -212,29 +213,34 @@ def _read_nodes(graph: object) -> tuple[Node, ...]:
 
 def unpack_model(data: bytes, *, where: str = "packed data") -> PackedModel:
     """Read a packed network from the bytes of its file; `where` names their origin in messages."""
-    header = _header(data, where)
+    try:
+        return _unpack(data)
+    except PackedFormatError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _unpack(data: bytes) -> PackedModel:
+    header = _header(data)
     for name, entry in header.items():
         if name != "__metadata__" and entry.get("dtype") not in _DTYPES:
-            raise NotPackedError(
-                f"{where}: tensor {name!r} has dtype {entry.get('dtype')}; only F32 and U8 are allowed"
-            )
+            raise NotPackedError(f"tensor {name!r} has dtype {entry.get('dtype')}; only F32 and U8 are allowed")
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, OverflowError) as error:
-        raise NotPackedError(f"{where}: not a valid safetensors file ({error})") from None
-    document = _read_document(header, where)
+        raise NotPackedError(f"not a valid safetensors file ({error})") from None
+    document = _read_document(header)
     nodes = _read_nodes(document["graph"])
     stated = document.pop("sha256")
     found = _digest(document, tensors)
     if stated != found:
-        raise ChecksumError(f"{where}: content SHA-256 is {found}, the file states {stated!r}; fetch the file again")
+        raise ChecksumError(f"content SHA-256 is {found}, the file states {stated!r}; fetch the file again")
     graph = check_graph(
         num_in_ch=document["graph"]["num_in_ch"], nodes=nodes, output=document["graph"]["output"], tensors=tensors
     )
     model = PackedModel(graph=graph, tensors=tensors, metadata=document["info"])
     if (document["scale"], document["receptive_radius"]) != (model.scale, model.receptive_radius):
         raise InvalidGraphError(
-            f"{where}: states scale {document['scale']} and receptive radius {document['receptive_radius']}, "
+            f"states scale {document['scale']} and receptive radius {document['receptive_radius']}, "
             f"the graph has {model.scale} and {model.receptive_radius}"
         )
     return model
