@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from packed_models import small_model
 
@@ -11,7 +12,7 @@ from bam_plugin.cli import main
 from bam_plugin.packed import write_packed
 from bam_plugin.packed.engine import available_isas
 from bam_plugin.packed.kernels import compiled_isas
-from bam_plugin.packed.timing import measure, register_steps
+from bam_plugin.packed.timing import measure, peak_memory, register_steps
 
 
 @pytest.fixture
@@ -36,6 +37,13 @@ def test_bench_prints_a_table_and_json(packed, capsys):
     if compiled_isas():
         assert facts["popcount_bound"]["milliseconds"] > 0
         assert facts["peak_memory_bytes"] >= 0
+
+
+def test_peak_memory_is_that_of_the_run_alone(packed):
+    # This process has used more than the measured one will.
+    assert np.ones(40_000_000).nbytes == 320_000_000
+    taken = peak_memory(packed, 200, 240, isa="numpy", threads=1)
+    assert 400 * 480 * 3 * 4 < taken < 320_000_000
 
 
 def test_bad_arguments_are_named(packed, capsys):
