@@ -1,6 +1,7 @@
 """Progress through a batch of pictures: which of how many, megapixels per second, time left.
 
-On a terminal one line moves (tqdm); in a log file each picture leaves one line. Megapixels are those of the inputs.
+On a terminal one line moves (tqdm); in a log file each picture leaves one line. Megapixels are those of the inputs,
+with as many decimals as the batch needs to be more than 0.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-_BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MP [{elapsed}, ETA {remaining}, {rate_noinv_fmt}]"
+_BAR = (
+    "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{n:.{0}f}}/{{total:.{0}f}} MP "
+    "[{{elapsed}}, ETA {{remaining}}, {{rate_noinv_fmt}}]"
+)
+
+
+def _decimals(pixels: int) -> int:
+    """Decimals that show at least two digits of so many pixels in megapixels: 2 from 0.1 MP on, never more than 6."""
+    return min(6, max(2, 8 - len(str(pixels))))
 
 
 class BatchProgress:
@@ -20,6 +29,7 @@ class BatchProgress:
 
     def __init__(self, *, files: int, pixels: int, stream: TextIO, quiet: bool = False):
         self._files, self._total, self._stream, self._quiet = files, pixels, stream, quiet
+        self._decimals = _decimals(pixels)
         self._done = 0
         self._number = 0
         self._name = ""
@@ -32,7 +42,7 @@ class BatchProgress:
             disable=not moving,
             dynamic_ncols=True,
             mininterval=0.2,
-            bar_format=_BAR,
+            bar_format=_BAR.format(self._decimals),
             leave=False,
         )
 
@@ -74,5 +84,5 @@ class BatchProgress:
         seconds = time.perf_counter() - self._started
         rate = self._done / seconds if seconds > 0 else 0.0
         left = f"{tqdm.format_interval((self._total - self._done) / rate)}" if rate > 0 else "?"
-        sizes = f"{self._done / 1e6:.2f}/{self._total / 1e6:.2f} MP"
-        return f"{self._number}/{self._files} {self._name}  {sizes}, {rate / 1e6:.2f} MP/s, ETA {left}\n"
+        sizes = f"{self._done / 1e6:.{self._decimals}f}/{self._total / 1e6:.{self._decimals}f} MP"
+        return f"{self._number}/{self._files} {self._name}  {sizes}, {rate / 1e6:.3g} MP/s, ETA {left}\n"

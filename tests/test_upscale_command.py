@@ -262,11 +262,12 @@ def test_quiet_prints_only_failures(album, tmp_path, model, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_on_a_terminal_is_one_moving_line():
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_progress_on_a_terminal_is_one_moving_line():
     stream = Terminal()
     with BatchProgress(files=2, pixels=3_000_000, stream=stream) as progress:
         with progress.picture("first.png", 1_000_000):
@@ -277,6 +278,18 @@ def test_progress_on_a_terminal_is_one_moving_line():
     assert "1/2 first.png" in text and "2/2 broken.png" in text and "ETA" in text and "MP/s" in text
     # What was not computed is no remaining work.
     assert "1.00/1.00 MP" in text and "\n" not in text.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "shown"),
+    [(5, "0.000005/0.000005"), (48 * 64, "0.0031/0.0031"), (99_999, "0.100/0.100"), (10**8, "100.00/100.00")],
+)
+@pytest.mark.parametrize("stream_type", [io.StringIO, Terminal])
+def test_progress_shows_digits_of_small_pictures(pixels, shown, stream_type):
+    stream = stream_type()
+    with BatchProgress(files=1, pixels=pixels, stream=stream) as progress, progress.picture("a.png", pixels):
+        progress.advance(pixels)
+    assert f" {shown} MP" in stream.getvalue()
 
 
 def _many(folder: Path, count: int = 12) -> Path:
