@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
+from data_images import picture, write
 from packed_models import small_model
 
 from bam_plugin.cli import COMMANDS
@@ -65,18 +65,17 @@ MISSING = {
     "profile": "profile BSRN",
     "optimizers": "optimizers",
     "convert": f"convert -i net.pth -opt {ROOT / OPTIONS} -o out.bam.safetensors",
-    "prepare as LMDB": "prepare folder --input in --name a --output made",
+    "prepare as LMDB": "prepare folder --input in --name a --output made_lmdb --quiet",
 }
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a packed file and a folder of one picture."""
+    """A folder with a packed file, a folder of one picture, and a benchmark that has it too."""
     folder = tmp_path_factory.mktemp("runtime")
     write_packed(small_model(), folder / "small_x2.bam.safetensors")
-    (folder / "in").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 72, 3), dtype=np.uint8)
-    cv2.imwrite(str(folder / "in/a.png"), pixels)
+    for name in ("in/a.png", "Set5/butterfly.png"):
+        write(folder / name, picture(0, 150, 125))
     return folder
 
 
@@ -98,11 +97,13 @@ def test_every_command_is_tried():
 def test_commands_of_the_runtime_work_without_torch(place, name):
     result = blocked(COMMAND, str(place), *WORKING[name].split(), cwd=place)
     assert result.returncode == 0, result.stderr
+    if name == "prepare":
+        assert "Set5/butterfly" in result.stderr  # the search for overlaps was done
     if name == "inspect":
         assert "verified" in result.stdout
     if name == "upscale":
         result_pixels = cv2.imread(str(place / "out/a.png"))
-        assert result_pixels is not None and result_pixels.shape == (120, 144, 3)
+        assert result_pixels is not None and result_pixels.shape == (300, 250, 3)
 
 
 @pytest.mark.parametrize("name", MISSING)
@@ -111,5 +112,8 @@ def test_commands_of_training_say_how_to_install_it(place, name):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("bam") and ": MissingDependencyError: " in result.stderr
-    if name != "prepare as LMDB":
+    if name == "prepare as LMDB":  # told before the long search, with nothing left behind
+        assert "pip install lmdb" in result.stderr and "Set5/butterfly" not in result.stderr
+        assert not (place / "made_lmdb").exists()
+    else:
         assert INSTALL_TRAINING in result.stderr

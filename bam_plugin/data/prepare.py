@@ -23,7 +23,7 @@ from bam_plugin.data.job import Job, fingerprint, refuse_existing
 from bam_plugin.data.overlap import Overlap, find_overlaps
 from bam_plugin.data.pairs import Grid, common_modulus, make_pairs
 from bam_plugin.data.runner import LeftOut, run_job
-from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space
+from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space, require_lmdb
 from bam_plugin.errors import BamError
 
 # The folders of `prepare_classic`.
@@ -99,6 +99,8 @@ def prepare_training_set(
     work_folder = root / f".{name}.partial"
     if not work_folder.exists():
         refuse_existing(outputs.values())
+    if store == "lmdb":
+        require_lmdb()  # before the search, which takes minutes
     result.overlaps = _warn_of_overlaps(paths, benchmarks, workers, progress)
     if drop_overlaps:
         found = {overlap.image for overlap in result.overlaps}

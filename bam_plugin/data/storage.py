@@ -70,7 +70,7 @@ class LmdbStore:
     def __init__(self, *, path: Path, png_bytes: int, entries: int) -> None:
         self.path = path
         map_size = png_bytes + entries * _OVERHEAD_PER_ENTRY + _SPARE_MAP_BYTES
-        self._environment = _lmdb().open(str(path), map_size=map_size)
+        self._environment = require_lmdb().open(str(path), map_size=map_size)
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Store entries in one transaction."""
@@ -165,7 +165,7 @@ def open_lmdb(path: Path):
             )
         try:
             # Without readahead: the images of a batch lie anywhere in the file.
-            _environments[path] = _lmdb().open(str(path), readonly=True, lock=False, readahead=False)
+            _environments[path] = require_lmdb().open(str(path), readonly=True, lock=False, readahead=False)
         except lmdb_errors() as error:
             raise StorageError(f"cannot open the LMDB at {path}: {error}") from error
         return _environments[path]
@@ -178,17 +178,21 @@ def close_lmdb(path: Path) -> None:
         environment.close()
 
 
-def _lmdb():
+def require_lmdb() -> Any:
+    """The module lmdb; raises MissingDependencyError where it is not installed."""
     try:
         import lmdb
     except ImportError as error:
-        raise MissingDependencyError("LMDBs need the package lmdb: pip install lmdb (or bam-plugin[train]).") from error
+        raise MissingDependencyError(
+            "LMDBs need the package lmdb, which is not installed; run: pip install lmdb (or prepare folders of images, "
+            "with --store folder)"
+        ) from error
     return lmdb
 
 
 def lmdb_errors() -> tuple[type[Exception], ...]:
     """The exceptions of LMDB, for an `except` clause; none where it is not installed."""
     try:
-        return (_lmdb().Error,)
+        return (require_lmdb().Error,)
     except MissingDependencyError:
         return ()
