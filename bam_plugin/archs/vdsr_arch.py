@@ -122,7 +122,8 @@ class VDSR(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if isinstance(self.tail, nn.Conv2d):
             # The network starts close to the interpolation that it corrects.
             nn.init.normal_(self.tail.weight, std=1e-3)

@@ -76,7 +76,7 @@ def _check(names: list[str], method: str | None, force: list[str]) -> int:
 
 
 def _describe(file: ShippedFile) -> str:
-    """The file and its methods, one line each; where the recipe is the paper's, with the PSNR that it prints for them."""
+    """The file and its methods, one line each; beside the paper's recipe, the PSNR that it prints for them."""
     place = f"options/{file.name}"
     if not file.methods:
         return f"{place}    {file.about}"

@@ -128,7 +128,7 @@ def _grey(path: Path) -> np.ndarray:
 
 def _features(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 2) and descriptors (N, 128) of unit length (square roots of SIFT's: Arandjelovic, Zisserman 2012)."""
-    points, descriptors = cv2.SIFT_create(nfeatures=_FEATURES).detectAndCompute(picture, None)
+    points, descriptors = cv2.SIFT.create(nfeatures=_FEATURES).detectAndCompute(picture, None)
     if descriptors is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
     descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))

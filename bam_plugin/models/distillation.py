@@ -98,7 +98,11 @@ class Teacher:
             raise DistillationError(
                 f"train.distill.features: the {side} has no module {name!r}; it has {examples} and what they hold"
             ) from error
-        module.register_forward_hook(lambda _module, _inputs, output: self._seen.update({(side, name): output}))
+
+        def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            self._seen[side, name] = output
+
+        module.register_forward_hook(keep)
 
 
 def make_teacher(

@@ -182,7 +182,7 @@ class ABCActivation(ActivationBinarizer):
         """(N, C, H, W) -> (N, C, H, W), the sum of factor * map over the bases."""
         total = None
         for signs, factor in self.decompose(x):
-            term = signs * factor
+            term = signs if factor is None else signs * factor
             total = term if total is None else total + term
         assert total is not None
         return total

@@ -120,11 +120,13 @@ class BinaryConv2d(nn.Module):
         )
 
     def _train_fused(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
+        activation = self.binarize_activation
+        assert isinstance(activation, BatchNormSign)  # is_fusable
         pairs = self.binarize_weight.decompose(self.weight, previous)
         return fused.binary_conv(
             x,
-            norm=self.binarize_activation.norm,
-            estimator=self.binarize_activation.estimator,
+            norm=activation.norm,
+            estimator=activation.estimator,
             signs=pairs[0][0],
             magnitude=pairs[0][1],
             carrier=self.binarize_weight.carrier(self.weight, previous, pairs),

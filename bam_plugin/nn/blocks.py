@@ -8,8 +8,8 @@ accumulation: the filters of the 3x3 convs across the LB blocks of one HPB block
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -98,7 +98,7 @@ class HPBBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         previous: tuple[Tensor, ...] = ()
-        for block in self.blocks:
+        for block in cast("Iterable[LBBlock]", self.blocks):
             x = block(x, previous)
             previous = (*previous, block.conv3.weight)
         return x

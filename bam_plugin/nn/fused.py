@@ -230,8 +230,8 @@ def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _never_zero(shift: Tensor) -> Tensor:
     """The shift of a normalization, so that x * slope + shift is never -0.0, whose sign bit would make a tie -1.
 
-    A product that underflows makes -0.0 of a shift of zero, in one fused multiply-add even of +0.0. Beside a shift of at
-    least this magnitude (3e-24 in float32) the exact sum is zero, and then +0.0, or large enough not to underflow.
+    A product that underflows makes -0.0 of a shift of zero, in one fused multiply-add even of +0.0. Beside a shift of
+    this magnitude at least (3e-24 in float32) the exact sum is zero, and then +0.0, or large enough not to underflow.
     """
     limits = torch.finfo(shift.dtype)
     least = 4 * limits.tiny / limits.eps**2

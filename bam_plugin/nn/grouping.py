@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ from torch import Tensor, nn
 from bam_plugin.errors import BamError
 from bam_plugin.nn.accumulation import ActivationScale
 from bam_plugin.nn.layers import BinaryLayer
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _eager(function: _Function) -> _Function:
+    """torch.compiler.disable, with the type that its annotations lose."""
+    return cast(_Function, torch.compiler.disable(function))
 
 
 def open_frames(group: Group) -> int:
@@ -78,7 +86,7 @@ class ScopeEntry:
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    @torch.compiler.disable
+    @_eager
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Open the frame."""
         _FRAMES.of.setdefault(self.group, []).append(_Frame(with_gradient=torch.is_grad_enabled()))
@@ -90,7 +98,7 @@ class ScopeExit:
     def __init__(self, group: Group) -> None:
         self.group = group
 
-    @torch.compiler.disable
+    @_eager
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Close the frame."""
         frames = _FRAMES.of.get(self.group)
@@ -143,7 +151,7 @@ class GroupedLayer(BinaryLayer):
         self._put(source)
         return super().forward(source, previous if self.accumulate_weights else (), x)
 
-    @torch.compiler.disable
+    @_eager
     def _take(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """What the earlier members left: the sum of their activations and their latents."""
         group, frame = self._frame()
@@ -155,7 +163,7 @@ class GroupedLayer(BinaryLayer):
             )
         return frame.total, frame.previous
 
-    @torch.compiler.disable
+    @_eager
     def _put(self, total: Tensor) -> None:
         group, frame = self._frame()
         frame.count += 1

@@ -6,7 +6,8 @@ sequence of such layers of one width that forms an accumulation group of eq. 3 a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +185,7 @@ class BinaryChain(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         total = None
         previous: tuple[Tensor, ...] = ()
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast("Iterable[BinaryLayer]", self.layers)):
             source = x
             if self.betas is not None:
                 weighted = self.betas[index](x)

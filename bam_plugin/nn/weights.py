@@ -117,7 +117,7 @@ class BAMWeight(WeightBinarizer):
         """One pair, see WeightBinarizer."""
         with torch.no_grad():
             total = accumulate_filters(latent, previous, self.factors(latent, previous))
-            if self.gain is not None:
+            if self.gain is not None and self.shift is not None:
                 return [(sign(normalize_filters(total) * self.gain + self.shift), mean_magnitude(latent))]
             # Dividing by the deviation, as BN does, changes no sign and would cost more than all the rest.
             return [(sign(total - total.mean(dim=(1, 2, 3), keepdim=True)), mean_magnitude(latent))]
@@ -132,7 +132,7 @@ class BAMWeight(WeightBinarizer):
             carrier = latent + accumulate_filters(frozen[-1], frozen[:-1], self.alpha)
         else:
             carrier = latent
-        if self.gain is None:
+        if self.gain is None or self.shift is None:
             return carrier
         with torch.no_grad():
             normalized = normalize_filters(accumulate_filters(latent, previous, self.alpha))

@@ -35,7 +35,8 @@ class BinaryAdam(torch.optim.AdamW):
         clip: float | None = None,
         fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused)
+        beta1, beta2 = betas
+        super().__init__(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused)
         # AdamW's constructor knows no `clip`: it becomes a default of the groups that do not set their own.
         self.defaults["clip"] = clip
         for group in self.param_groups:

@@ -12,7 +12,7 @@ import re
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from bam_plugin.packed.picture_errors import UnsupportedPictureError
 
@@ -22,7 +22,7 @@ def has_alpha(image: Image.Image) -> bool:
     return image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
-def is_deep(image: Image.Image) -> bool:
+def is_deep(image: ImageFile.ImageFile) -> bool:
     """More than 8 bits a channel by the header. Pillow itself reads 16-bit RGB as 8 bits without a word."""
     if image.mode in ("F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
         return True

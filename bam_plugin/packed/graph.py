@@ -122,8 +122,12 @@ class _Call:
     def number(self, name: str) -> float:
         self._seen_attrs.add(name)
         value = self.node.attrs.get(name)
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-        if fits and float(np.float32(value)) == value:
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= _LARGEST
+            and float(np.float32(value)) == value
+        ):
             return float(value)
         raise self.fault(f"needs the attribute {name} as a float32 number, found {value!r}")
 

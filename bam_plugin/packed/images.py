@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from bam_plugin.errors import BamError
 from bam_plugin.packed.decode import decode, has_alpha, is_deep
@@ -159,7 +159,7 @@ def _checked(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def _open(source: Path | io.BytesIO, path: str | os.PathLike, max_pixels: int) -> Iterator[Image.Image]:
+def _open(source: Path | io.BytesIO, path: str | os.PathLike, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
     """Open with Pillow, which reads the header, and check the size before any pixel is decoded."""
     with _decoding(path), _pillow_limit:
         # Pillow's own limit is a module variable; ours is an argument, so Pillow's is out of the way for this moment.

@@ -67,7 +67,7 @@ def _run_torch(network: nn.Module, image: np.ndarray) -> tuple[np.ndarray, dict[
     """The network's picture (H, W, C) and, per binarized activation, the bits (True = low) of each call and base."""
     signs: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: str) -> None:
+    def note(module: BinaryConv2d, inputs: tuple[torch.Tensor, ...], path: str) -> None:
         activation = module.binarize_activation
         maps = [activation.split(inputs[0])] if activation.has_magnitude else activation.decompose(inputs[0])
         for values, _ in maps if activation.alphabet is not None else []:
