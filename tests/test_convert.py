@@ -268,7 +268,10 @@ def test_input_channels_of_a_host_that_does_not_state_them():
 
 def test_command_takes_the_method_that_was_trained(tmp_path, capsys):
     """As the ablations w1 and w2 of BSRN: one file, several networks, of which only one fits the checkpoint."""
-    methods = {"bam": {"network_g": {"alpha": "learned"}}, "w1": {"network_g": {"alpha": "one"}}}
+    methods: dict[str, dict[str, dict]] = {
+        "bam": {"network_g": {"alpha": "learned"}},
+        "w1": {"network_g": {"alpha": "one"}},
+    }
     methods["w2"] = {"network_g": {"long_range": False, "short_range": False}}
     options = tmp_path / "options.yml"
     options.write_text(yaml.safe_dump({"method": "bam", "methods": methods, "network_g": SMALL}))
