@@ -25,7 +25,7 @@ NOWHERE = Ref(-2, 0)
 ALIGNMENT = 64
 STRIP_BYTES = 24 << 20  # all windows of the tail together
 MIN_STRIP_ROWS = 8
-TILES = (48, 32, 24, 16, 12, 8)  # pixels of a tile; the largest is MAX_TILE of csrc/tile_ops.h
+TILES = (48, 32, 24, 16, 12, 8)  # pixels of a tile; the largest is MAX_TILE of csrc/tile.h
 SCRATCH_BYTES = 26 << 10  # what a tile's own values may take of the cache next to the core
 
 

@@ -1,0 +1,70 @@
+/* What all operations on a tile share, see tile_ops.h. The file that includes that one has defined
+ *
+ *   BAM_LANES            lanes of a register: output channels of a block
+ *   VF, VI               registers of BAM_LANES floats and int32: vf_load, vf_store, vf_set1, vf_add, vf_mul, vf_abs, vf_fma (one
+ *                        rounding), vi_load, vi_sub, vi_to_vf
+ *   vf_ge_bits(x, t)     bit l set where x[l] >= t[l]
+ *   VW, VC               registers of BAM_LANES / 2 words and of their running counts: vw_load, vw_set1, vc_zero,
+ *                        vc_count(VC, VW a, VW b) adds popcount(a xor b), vc_flush(VC total, VC partial)
+ *   vf_bits_load(p), vf_bits_store(p, bits)  BAM_LANES bits in memory; only used where BAM_LANES is 8 or 16
+ *   vf_fold_16(sums)     optional: what fold_lanes makes of sixteen registers, as one
+ *   BAM_REGISTER(a)      asm operand that rewrites a VW
+ *   VC_STEPS             how many vc_count a partial count can take before it must be flushed
+ *   vi_merge(even, odd)  the totals of even and odd channels as one VI in order of channels
+ *   BAM_MAX_VECTORS, BAM_PIXELS(v)  register block of the float convolution: up to that many registers of output
+ *                        channels, for so many pixels at once
+ *
+ * Plain loops are left to the compiler, which may use the file's instruction set; -ffp-contract=off keeps it from fusing
+ * what reference.py does not fuse.
+ */
+#ifndef BAM_TILE_H
+#define BAM_TILE_H
+
+#include "bam.h"
+
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
+#define GROUP 16 /* floats: the unit of padded channels and the lanes of a channel mean */
+#define MAX_KERNEL 31
+#define MAX_TILE 48 /* pixels, as in program.py */
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE int stride_of(int channels) { return channels < 8 ? channels : (channels + GROUP - 1) / GROUP * GROUP; }
+INLINE int words_of(int channels) { return (channels + 63) / 64; }
+INLINE int blocks_of(int channels) { return (stride_of(channels) + BAM_LANES - 1) / BAM_LANES; }
+
+typedef struct {
+    const bam_map *maps;
+    uint8_t *scratch;
+    int y, x, count;
+} tile_t;
+
+INLINE uint8_t *row_of(const bam_map *map, int y) {
+    if (y < 0 || y >= map->height) return (uint8_t *)map->zeros;
+    return map->data + (y - map->row0) * map->row_stride;
+}
+
+/* The first pixel of the tile in an operand; NULL if it is nowhere. */
+INLINE void *locate(const tile_t *t, bam_ref ref) {
+    if (ref.map == -2) return NULL;
+    if (ref.map < 0) return t->scratch + ref.offset;
+    const bam_map *map = t->maps + ref.map;
+    return row_of(map, t->y) + (int64_t)(t->x + map->pad) * map->pixel_stride;
+}
+
+/* Pointers to the first tap of the tile's first pixel in each row of a kernel; returns the bytes of a pixel. */
+INLINE int64_t locate_rows(const tile_t *t, bam_ref ref, int kernel, int64_t scratch_pixel, const uint8_t **rows) {
+    if (ref.map < 0) {
+        rows[0] = t->scratch + ref.offset; /* only 1x1 kernels read scratch */
+        return scratch_pixel;
+    }
+    const bam_map *map = t->maps + ref.map;
+    for (int i = 0; i < kernel; i++)
+        rows[i] = row_of(map, t->y + i - kernel / 2) + (int64_t)(t->x - kernel / 2 + map->pad) * map->pixel_stride;
+    return map->pixel_stride;
+}
+
+#endif
