@@ -1,0 +1,141 @@
+"""Writing pictures with what belongs to them, and the choice of the format."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from picture_files import RGB_PROFILE, plain_picture, png_chunk, random_pixels, raw_png, write_pixels
+from PIL import Image
+
+from bam_plugin.packed import picture_errors as errors
+from bam_plugin.packed.images import Picture, PictureInfo, read_picture
+from bam_plugin.packed.picture_writer import automatic_format, plan_encoding
+from bam_plugin.packed.png_stream import PngStream
+
+
+def test_exif_and_profile_travel_but_not_what_would_be_wrong(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769).update({0x9003: "2026:01:02 03:04:05", 0xA002: 17, 0xA003: 13, 0x927C: b"notes"})
+    exif.get_ifd(0x8825)[1] = "N"
+    Image.fromarray(random_pixels()).save(tmp_path / "a.jpg", exif=exif, icc_profile=RGB_PROFILE)
+    picture = read_picture(tmp_path / "a.jpg")
+    for extension in ("png", "jpg", "webp"):
+        target = tmp_path / f"out.{extension}"
+        write_pixels(target, extension, picture.pixels, picture)
+        with Image.open(target) as image:
+            image.load()
+            assert image.info["icc_profile"] == RGB_PROFILE
+            kept = image.getexif()
+            assert kept[0x010F] == "Maker" and 0x0112 not in kept and kept.get_ifd(0x8825)[1] == "N"
+            inner = kept.get_ifd(0x8769)
+            assert inner[0x9003] == "2026:01:02 03:04:05" and not {0xA002, 0xA003, 0x927C} & set(inner)
+
+
+def test_png_colour_chunks_travel(tmp_path):
+    gamma = struct.pack(">I", 100000)
+    path = raw_png(tmp_path / "a.png", random_pixels(), 2, png_chunk(b"gAMA", gamma))
+    picture = read_picture(path)
+    write_pixels(tmp_path / "b.png", "png", picture.pixels, picture)
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.info["gamma"] == pytest.approx(1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.integers(1, 4),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    cuts=st.lists(st.integers(0, 40), max_size=3),
+    smooth=st.booleans(),
+)
+def test_streamed_png_is_decoded_exactly_by_others(height, width, channels, dtype, cuts, smooth):
+    pixels = random_pixels(height, width, dtype, channels)
+    if smooth:  # so that every filter gets its turn
+        pixels = (np.cumsum(pixels % 5, axis=1) + np.cumsum(pixels % 3, axis=0)).astype(dtype)
+    stream = io.BytesIO()
+    png = PngStream(stream=stream, width=width, height=height, channels=channels, dtype=dtype)
+    edges = [0, *sorted(min(cut, height) for cut in cuts), height]
+    for start, stop in itertools.pairwise(edges):
+        png.write(pixels[start:stop])
+    png.close()
+    decoded = cv2.imdecode(np.frombuffer(stream.getvalue(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if channels == 2:
+        decoded = decoded[:, :, [0, 3]]
+    elif channels >= 3:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)
+    np.testing.assert_array_equal(decoded.reshape(pixels.shape), pixels)
+    if dtype == np.uint8:  # Pillow has no 16-bit colour
+        with Image.open(io.BytesIO(stream.getvalue())) as image:
+            np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+
+
+def test_an_unfinished_png_is_an_error():
+    png = PngStream(stream=io.BytesIO(), width=4, height=4, channels=3, dtype=np.uint8)
+    with pytest.raises(ValueError, match="4 rows are missing"):
+        png.close()
+    with pytest.raises(ValueError, match="up to 4 rows"):
+        png.write(np.zeros((5, 4, 3), np.uint8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("extension", ["jpg", "webp"])
+def test_jpg_and_webp_hold_what_they_can(tmp_path, extension, channels):
+    pixels = np.full((24, 20, channels), 100, np.uint8)
+    if channels in (2, 4):
+        pixels[:, :, -1] = 0
+    write_pixels(tmp_path / f"a.{extension}", extension, pixels, plain_picture(pixels))
+    with Image.open(tmp_path / f"a.{extension}") as image:
+        loaded = np.asarray(image.convert("RGBA"))
+    if channels in (1, 3):
+        np.testing.assert_allclose(loaded[:, :, :3], 100, atol=2)
+    elif extension == "webp":
+        assert (loaded[:, :, 3] == 0).all()
+    else:  # transparent is white in a format without transparency
+        np.testing.assert_allclose(loaded[:, :, :3], 255, atol=2)
+
+
+def test_losses_are_said_and_impossible_sizes_refused():
+    def plan(format: str, channels: int, dtype, *, width: int = 10, **metadata):
+        picture = Picture(pixels=np.zeros((2, 2, channels), dtype), format="PNG", **metadata)
+        return plan_encoding(format, picture, width=width, height=10)
+
+    assert plan("png", 4, np.uint16, icc_profile=b"x" * 99, exif=b"x" * 99999).notes == ()
+    assert "8 bits" in plan("jpg", 3, np.uint16).notes[0]
+    assert "transparency" in plan("jpg", 4, np.uint8).notes[0]
+    assert plan("png", 3, np.float32).dtype is np.uint16
+    grey = plan("webp", 1, np.uint8, icc_profile=b"x" * 99)
+    assert grey.icc_profile is None and "profile for grey" in grey.notes[0]
+    large = plan("jpg", 3, np.uint8, exif=b"x" * 65534)
+    assert large.exif is None and "too large" in large.notes[0]
+    with pytest.raises(errors.PictureWriteError, match="16383"):
+        plan("webp", 3, np.uint8, width=16384)
+
+
+def test_the_automatic_format():
+    def choose(format: str, *, width: int = 4000, alpha: bool = False, deep: bool = False) -> str:
+        info = PictureInfo(width=1000, height=750, format=format, alpha=alpha, deep=deep)
+        return automatic_format(info, width=width, height=3000)
+
+    assert [choose(format) for format in ("JPEG", "MPO", "WEBP", "PNG", "GIF")] == ["jpg", "jpg", "webp", "png", "png"]
+    assert choose("JPEG", width=65536) == choose("WEBP", width=16384) == choose("JPEG", alpha=True) == "png"
+    assert choose("WEBP", deep=True) == "png" and choose("WEBP", alpha=True) == "webp"
+    # 12 megapixels enlarged four times: the WebP encoder alone would take 2.5 GB.
+    assert automatic_format(PictureInfo(4000, 3000, "WEBP", False, False), width=16000, height=12000) == "png"
+    assert automatic_format(PictureInfo(4000, 3000, "JPEG", False, False), width=16000, height=12000) == "jpg"
+
+
+def test_an_exif_block_of_the_largest_size_is_kept(tmp_path):
+    pixels = random_pixels()
+    picture = Picture(pixels=pixels, format="JPEG", exif=b"Exif\0\0" + bytes(65533 - 6))
+    write_pixels(tmp_path / "a.jpg", "jpg", pixels, picture)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert len(image.info["exif"]) == 65533
