@@ -12,6 +12,7 @@ need torch.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -178,7 +179,8 @@ class _Lowering:
         activation = module.binarize_activation
         pairs = module.decompose(previous)
         if isinstance(activation, FloatActivation):
-            weight = finite_array(sum(signs * scale.view(-1, 1, 1, 1) for signs, scale in pairs), self.where)
+            terms = (signs * scale.view(-1, 1, 1, 1) for signs, scale in pairs)
+            weight = finite_array(functools.reduce(operator.add, terms), self.where)
             self.notes[self.layer] = "not packed: float activations"
             return self.add("conv2d", x, tensors={"weight": weight})
         filters = [pack_filters(signs.cpu().numpy().transpose(0, 2, 3, 1) < 0) for signs, _ in pairs]
@@ -195,7 +197,7 @@ class _Lowering:
         bases = f" in {len(filters)} bases" if len(filters) > 1 else ""
         copies = f", {activation.bases} copies" if activation.bases > 1 else ""
         self.notes[self.layer] = f"packed{bases}{copies}"
-        if activation.has_magnitude:
+        if isinstance(activation, XNORSign):
             total = self.add("mul", total, self._window_mean(activation, x, module.kernel_size))
         return total
 
