@@ -128,6 +128,24 @@ def test_nothing_is_left_after_an_exception(x):
     assert_nothing_left(host)
 
 
+def test_nothing_is_left_after_an_interrupt(x):
+    """torch calls no hook after a KeyboardInterrupt; the next calls go on as if nothing had been."""
+    host = make("all").eval()
+    expected = host(x)
+    interrupt = host.blocks[1].conv1.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            host(x)
+        assert_nothing_left(host)
+    with pytest.raises(KeyboardInterrupt):
+        host(x)
+    interrupt.remove()
+    with pytest.raises(GroupScopeError, match="called by itself"):
+        host.blocks[1](x)
+    assert torch.equal(host(x), expected)
+    assert_nothing_left(host)
+
+
 def test_no_tensor_outlives_the_forward(x):
     """The accumulated activations die with the result."""
     host = make("all")

@@ -4,17 +4,21 @@ Inside our own blocks the earlier filters and activations are handed on explicit
 convolutions one by one, so the members of a group meet in a frame instead: it is opened when the forward of the group's
 scope (the innermost module that contains all members) begins, closed when it ends, by return or by exception, and is
 never part of a module. So nothing is left after a forward, every call (nested, replicated, in another thread) has its
-own frame, and a checkpointed scope opens a new one when it is computed again.
+own frame, and a checkpointed scope opens a new one when it is computed again. torch calls no hook after an exception
+that is no Exception (KeyboardInterrupt), so a frame also knows the call it belongs to, and counts only while that call
+is on the stack.
 A member that finds no frame, or one of another kind of forward, raises GroupScopeError: the group crosses the border of
 a checkpointed segment, and its accumulation would lose gradients.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -34,13 +38,37 @@ def _eager(function: _Function) -> _Function:
 
 def open_frames(group: Group) -> int:
     """Number of open frames of `group` in this thread (0 outside of forwards)."""
-    return len(_FRAMES.of.get(group, ()))
+    return len(_live(group, _calls()))
 
 
 def open_scope(module: nn.Module, group: Group) -> None:
     """Make each forward of `module` the scope of `group`."""
     module.register_forward_pre_hook(ScopeEntry(group))
     module.register_forward_hook(ScopeExit(group), always_call=True)
+
+
+def _calls() -> list[tuple[int, CodeType]]:
+    """The running calls of this thread, outermost first, as (identity, code); the last one is that of a module.
+
+    Identities instead of the Python frames themselves, which would keep everything alive that an interrupted call held.
+    """
+    calls = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        # Inside, only calls that outlive the hook count: not this module, nor what torch puts around the hook.
+        if calls or name == _MODULE_CALLS or not (name == __name__ or name.startswith("torch.")):
+            calls.append((id(frame), frame.f_code))
+        frame = frame.f_back
+    return calls[::-1]
+
+
+def _live(group: Group, calls: list[tuple[int, CodeType]]) -> list[_Frame]:
+    """The open frames of `group`, after those of calls that an exception has ended are thrown away."""
+    frames = _FRAMES.of.setdefault(group, [])
+    # In place: a hook that runs later finds the same list.
+    frames[:] = [frame for frame in frames if calls[frame.depth : frame.depth + 1] == [frame.call]]
+    return frames
 
 
 class GroupScopeError(BamError):
@@ -68,6 +96,9 @@ class _Frame:
     """What the members of a group have contributed so far to the running forward of its scope."""
 
     with_gradient: bool
+    depth: int
+    """Number of calls around the one that the frame belongs to."""
+    call: tuple[int, CodeType]
     count: int = 0
     total: Tensor | None = None
     previous: tuple[Tensor, ...] = ()
@@ -89,7 +120,9 @@ class ScopeEntry:
     @_eager
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Open the frame."""
-        _FRAMES.of.setdefault(self.group, []).append(_Frame(with_gradient=torch.is_grad_enabled()))
+        calls = _calls()
+        frame = _Frame(with_gradient=torch.is_grad_enabled(), depth=len(calls) - 1, call=calls[-1])
+        _live(self.group, calls).append(frame)
 
 
 class ScopeExit:
@@ -175,7 +208,7 @@ class GroupedLayer(BinaryLayer):
     def _frame(self) -> tuple[Group, _Frame]:
         group = self.group
         assert group is not None
-        frames = _FRAMES.of.get(group)
+        frames = _live(group, _calls())
         if not frames or frames[-1].with_gradient != torch.is_grad_enabled():
             where = group.scope or "the network itself"
             raise GroupScopeError(
@@ -196,3 +229,4 @@ class GroupedLayer(BinaryLayer):
 
 
 _FRAMES = _Frames()
+_MODULE_CALLS = nn.Module.__module__
