@@ -1,9 +1,9 @@
 """Every quirk of BasicSR's and torchvision's versions, in one place; no file of theirs is touched.
 
 `apply()` makes `import basicsr` possible beside a current torchvision and imports neither. `repair_pipelines()` repairs
-functions of BasicSR 1.4.2 and of its git master that need a GPU where none is needed: the launcher and the resume
-loader. Both are idempotent. What differs between the two BasicSR versions is never asked by version number: the models
-of this package override what 1.4.2 lacks (optimizers by name) and use nothing that only one of them has.
+functions of BasicSR that need a GPU where none is needed: the launcher and the resume loader. Both are idempotent.
+Tested with BasicSR 1.4.2, the newest release. Its git master differs by additions (optimizers by name, `yaml_load`, ...):
+no version number is asked, the models of this package override what 1.4.2 lacks and use nothing that only master has.
 """
 
 from __future__ import annotations
