@@ -2,7 +2,7 @@
 
 `apply()` makes `import basicsr` possible beside a current torchvision and imports neither. `repair_pipelines()` repairs
 functions of BasicSR that need a GPU where none is needed: the launcher and the resume loader. Both are idempotent.
-Tested with BasicSR 1.4.2, the newest release. Its git master differs by additions (optimizers by name, `yaml_load`, ...):
+Tested with BasicSR 1.4.2, the newest release. Its git master differs by additions (optimizers by name, `yaml_load`):
 no version number is asked, the models of this package override what 1.4.2 lacks and use nothing that only master has.
 """
 
