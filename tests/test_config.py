@@ -176,7 +176,18 @@ def test_a_test_leaves_out_missing_sets_but_not_all(tiny_pairs: Any, tmp_path: P
         ({"host": {"type": "EDSR", "upscal": 4}}, "network_g.host.upscal", "did you mean upscale?"),
         ({"recipe": {"binarzer": "bam"}}, "network_g.recipe.binarzer", "did you mean binarizer?"),
         ({"recipe": {"keep_first_last": "yes"}}, "network_g.recipe.keep_first_last", "`bool`"),
-        ({"recipe": {"binarizer": "bamm"}}, "network_g", "'bamm'"),
+        ({"recipe": {"binarizer": "bamm"}}, "network_g.recipe.binarizer", "did you mean bam?"),
+        ({"recipe": {"weight_binarizer": "xnr"}}, "network_g.recipe.weight_binarizer", "did you mean xnor?"),
+        (
+            {"recipe": {"binarizer": "abc", "weight_options": {"bses": 2}}},
+            "network_g.recipe.weight_options.bses",
+            "did you mean bases?",
+        ),
+        (
+            {"recipe": {"activation_options": {"estimtor": "clip"}}},
+            "network_g.recipe.activation_options.estimtor",
+            "did you mean estimator?",
+        ),
     ],
 )
 def test_a_host_and_its_recipe_are_checked(
@@ -190,6 +201,45 @@ def test_a_host_and_its_recipe_are_checked(
     options["network_g"] = {**options["network_g"], **network}
     options["network_g"]["host"] = {**host, **network.get("host", {})}
     assert message in problems(write_options(options, tmp_path / "mixed.yml"))[key]
+
+
+@pytest.mark.parametrize(
+    ("network", "key", "message"),
+    [
+        ({"binarizer": "bamm"}, "binarizer", "did you mean bam?"),
+        ({"binarizer": ["bam"]}, "binarizer", "`str | null`"),
+        ({"weight_binarizer": "birael"}, "weight_binarizer", "did you mean bireal?"),
+        ({"activation_binarizer": "bnsign"}, "activation_binarizer", "did you mean bn_sign?"),
+        ({"binarizer": "abc", "weight_options": {"bses": 2}}, "weight_options.bses", "did you mean bases?"),
+        ({"weight_binarizer": "abc", "weight_options": {"bases": "2"}}, "weight_options.bases", "without quotes"),
+        ({"binarizer": "bnn", "weight_options": {"bases": 2}}, "weight_options.bases", "nothing can be set here"),
+        ({"weight_options": {"alpha": "learnd"}}, "weight_options", "'learned'"),
+        ({"weight_options": {"group_index": 1}}, "weight_options.group_index", "nothing reads"),
+        ({"activation_options": {"num_feat": 8}}, "activation_options.num_feat", "nothing reads"),
+        ({"binarizer": "abc", "activation_options": {"base": 2}}, "activation_options.base", "did you mean bases?"),
+    ],
+)
+def test_binarizers_and_their_options_are_checked(
+    network: dict[str, Any], key: str, message: str, tiny_pairs: Any, tmp_path: Path
+) -> None:
+    options = tiny_options(tiny_pairs)
+    base = {"type": "SRResNet", "num_feat": 8, "num_block": 1, "upscale": 4, "binarizer": "bam"}
+    options["network_g"] = base | {"weight_options": {"alpha": "learned"}}
+    path = write_options(options, tmp_path / "network.yml")
+    load_options(path, is_train=True)
+    options["network_g"] = base | network
+    path = write_options(options, tmp_path / "network.yml")
+    found = problems(path)
+    assert list(found) == [f"network_g.{key}"] and message in found[f"network_g.{key}"]
+    with pytest.raises(OptionsError) as raised:
+        load_options(path, is_train=True)
+    last = key.rpartition(".")[2]
+    numbers = [
+        number
+        for number, line in enumerate(Path(path).read_text().splitlines(), start=1)
+        if line.strip().startswith(f"{last}:")
+    ]
+    assert any(f"network_g.{key} ({path}:{number})" in str(raised.value) for number in numbers)
 
 
 def test_more_gpus_than_there_are(tiny_pairs: Any, tmp_path: Path) -> None:

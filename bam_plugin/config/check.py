@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bam_plugin import _compat
+from bam_plugin.config.binarizers import check_binarizers
 from bam_plugin.config.data import check_checkpoint, check_datasets, check_paths
 from bam_plugin.config.problems import KeyPath, Problem, suggest
 from bam_plugin.config.schema import (
@@ -75,7 +76,7 @@ def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[
         names = {key.removesuffix("_g") + f"_{letter}" for key in PATH_KEYS if key.endswith("_g") for letter in letters}
         names |= {*PATH_KEYS, *reads.get("path", frozenset())} - _INTERNAL_PATHS
         yield from check_paths(options["path"], names, files=files, elsewhere=_place_of)
-    ours = model is not None and model.__module__.startswith("bam_plugin.")
+    ours = _is_ours(model)
     train = options.get("train")
     if is_train and isinstance(train, Mapping):
         if ours:
@@ -135,16 +136,23 @@ def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
         problems += check_network(values["host"], (*key, "host"))
         if isinstance(values.get("recipe"), Mapping):
             problems += check_call(Recipe, values["recipe"], (*key, "recipe"))
+            problems += check_binarizers(values["recipe"], Recipe, (*key, "recipe"))
+    if isinstance(values, Mapping) and _is_ours(arch := archs.get(str(values.get("type")))):
+        problems += check_binarizers(values, arch, key)
     yield from problems
     if not problems:
         yield from _check_construction(archs[values["type"]], values, key)
+
+
+def _is_ours(registered: Any) -> bool:
+    return registered is not None and registered.__module__.startswith("bam_plugin.")
 
 
 def _check_construction(arch: Any, values: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
     """Build one of our networks: its constructor knows which values go together. Random states stay as they are."""
     import torch
 
-    if not arch.__module__.startswith("bam_plugin."):
+    if not _is_ours(arch):
         return
     arguments = {name: value for name, value in values.items() if name != "type"}
     try:

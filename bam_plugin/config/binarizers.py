@@ -1,0 +1,63 @@
+"""Checking of what names and configures binarizers: in a network section of ours, and in a recipe.
+
+Names come from the tables of `bam_plugin.nn`; the keys of `weight_options` and `activation_options` are the keywords of
+the binarizer that the method, or its replaced side, chooses.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bam_plugin.config.problems import KeyPath, Problem, suggest
+from bam_plugin.config.signatures import check_call
+
+# What the networks fill in themselves.
+_GIVEN = {"group_index": 0, "num_filters": 1, "num_feat": 1}
+
+
+def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> Iterator[Problem]:
+    """Check the binarizer, the two sides of it and their options among `values`, keywords of `target`.
+
+    Yields nothing where `target` takes no binarizer, or where none is chosen (a network in full precision). Values of
+    wrong types are the concern of check_call.
+    """
+    from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS
+    from bam_plugin.nn.methods import METHODS
+
+    parameters = inspect.signature(target).parameters
+    if "binarizer" not in parameters:
+        return
+    name = values.get("binarizer", parameters["binarizer"].default)
+    if not isinstance(name, str):
+        return
+    if name not in METHODS:
+        yield Problem((*key, "binarizer"), f"{name!r} is no binarizer; {suggest(str(name), METHODS)}")
+    sides: dict[str, Mapping[str, Any]] = {"weight": WEIGHT_BINARIZERS, "activation": ACTIVATION_BINARIZERS}
+    for side, table in sides.items():
+        choice = values.get(f"{side}_binarizer")
+        if choice is not None and not isinstance(choice, str):
+            continue
+        if choice is not None and choice not in table:
+            place = (*key, f"{side}_binarizer")
+            yield Problem(place, f"{choice!r} is no binarizer of {side}s; {suggest(str(choice), table)}")
+            continue
+        if choice is None and name in METHODS:
+            choice = getattr(METHODS[name], side)
+        options = values.get(f"{side}_options")
+        if choice is not None and isinstance(options, Mapping) and f"{side}_options" in parameters:
+            yield from _check_options(table[choice], options, (*key, f"{side}_options"))
+
+
+def _check_options(binarizer: Any, options: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
+    # A binarizer without options inherits a constructor that takes any keyword, and refuses it later.
+    problems = list(check_call(binarizer, options, key, given=tuple(_GIVEN), swallowed=True))
+    yield from problems
+    if problems:
+        return
+    given = {name: value for name, value in _GIVEN.items() if name in inspect.signature(binarizer).parameters}
+    try:
+        binarizer(**given, **options)
+    except (TypeError, ValueError) as error:
+        yield Problem(key, str(error))
