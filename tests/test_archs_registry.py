@@ -52,20 +52,22 @@ def test_training_step_reaches_every_latent_weight(name, method, upscale):
         assert value.grad.abs().sum() > 0, key
 
 
+@pytest.mark.parametrize("upscale", [2, 3, 4])
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_state_dict_round_trip_and_deterministic_evaluation(name, method, tmp_path):
-    network = build(name, method)
+def test_state_dict_round_trip_and_deterministic_evaluation(name, method, upscale, tmp_path):
+    network = build(name, method, upscale=upscale)
     with torch.no_grad():
         for _ in range(2):  # move the running statistics away from their initial values
             network(torch.rand(2, 3, 8, 8))
     torch.save(network.state_dict(), tmp_path / "net.pth")
-    other = build(name, method)
+    other = build(name, method, upscale=upscale)
     for value in other.parameters():
         torch.nn.init.normal_(value)
     other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
     x = torch.rand(1, 3, 9, 10)
     with torch.no_grad():
         expected = network.eval()(x).mul(255).round().clamp(0, 255).byte()
+        assert expected.shape == (1, 3, 9 * upscale, 10 * upscale)
         for again in (network, other.eval(), copy.deepcopy(network)):
             assert torch.equal(again(x).mul(255).round().clamp(0, 255).byte(), expected)
 
