@@ -1,8 +1,16 @@
 """The published methods as combinations: two binarizers and what the paper puts around the convolution.
 
 A method is data, so that any part of it can be replaced: `make_method("bam", activation="float")` has BAM's weights and
-full-precision activations. E2FIF and BBCU bring no weight binarizer of their own; what makes them is the way of
-skips, normalization and RPReLU.
+full-precision activations. What each binarizer computes, and with which gradient, is in the docstring of its class.
+
+E2FIF and BBCU bring no binarizer of their own; what makes them is the way of skips, normalization and RPReLU. In words
+(W latent, A activation, g the gradient that reaches the binary value, * the convolution, Sign(0) = +1 throughout):
+- `e2fif`: y = BN(W^B * Sign(A)) + A, no activation function. W^B = Sign(W) E|W|, one scale per output filter, none for
+  activations. dL/dW = g where |W| <= 1, else 0 (the scale is a constant); dL/dA = g max(0, 2 - 2|A|).
+- `bbcu`: y = RPReLU(W^B * Sign(A - t)) + A, no normalization. W^B as above; t is one learned threshold per input
+  channel, RPReLU has two shifts and a slope per output channel. dL/dW as above; dL/dA = g max(0, 2 - 2|A - t|), and
+  dL/dt = -dL/dA summed over the batch and the map.
+- The identity path adds the gradient of y to dL/dA in both; it is left out where the convolution changes the shape.
 """
 
 from __future__ import annotations
@@ -118,7 +126,7 @@ METHODS: dict[str, Method] = {
         activation="sign",
         norm=True,
         skip=True,
-        source="Song et al., TIP 2023: normalization and an identity path around every convolution",
+        source="Song et al., TIP 2023: y = BN(conv) + identity around every convolution",
     ),
     "bbcu": Method(
         weight="react",
