@@ -19,6 +19,7 @@ from bam_plugin import cli
 from bam_plugin.config import load_options, read_options
 from bam_plugin.config.shipped import ShippedFile, copy_shipped, options_folder, shipped_files
 from bam_plugin.nn import BinaryConv2d
+from bam_plugin.nn.layers import BinaryLayer
 
 ROOT = Path(__file__).parents[1]
 FILES = shipped_files()
@@ -52,6 +53,25 @@ def test_a_training_is_checked_built_and_makes_a_step(file: ShippedFile, method:
     assert all(value.isfinite().all() for value in network.parameters())
     assert any(not torch.equal(value, before[name]) for name, value in network.named_parameters())
     assert sum(isinstance(module, BinaryConv2d) for module in network.modules()) == expected_binary(opt)
+
+
+def test_the_changes_that_the_files_name_give_the_plain_networks() -> None:
+    """The comments of base/vdsr.yml: without identity paths and output scales, with clipped latents."""
+    from basicsr.models import build_model
+
+    forced = ["network_g:skip=false", "network_g:output_scale=~", "train:optim_g:type=BinaryAdam", "num_gpu=0"]
+    file = options_folder() / "train/VDSR/train_VDSR_x2.yml"
+    opt = load_options(file, is_train=True, method="bnn", files=False, force=forced).values
+    opt.update(dist=False, rank=0, world_size=1, is_train=True)
+    model = build_model(opt)
+    layers = [module for module in model.net_g.modules() if isinstance(module, BinaryLayer)]
+    assert len(layers) == 18
+    assert not any(layer.skip or layer.conv.output_scale is not None for layer in layers)
+    latents = {id(layer.conv.weight) for layer in layers}
+    groups = [group for optimizer in model.optimizers for group in optimizer.param_groups]
+    clipped = [group for group in groups if group.get("clip") == 1.0]
+    assert {id(parameter) for group in clipped for parameter in group["params"]} == latents
+    assert all(group["weight_decay"] == 0 for group in clipped)
 
 
 def expected_binary(opt: dict[str, Any]) -> int:
