@@ -340,3 +340,15 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the picture's top is at the right of the file
     Image.fromarray(cv2.cvtColor(picture(4, 48, 96), cv2.COLOR_BGR2RGB)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (96, 48, 3)
+
+
+def test_says_that_nothing_was_compared_where_there_is_no_benchmark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos/one.png", picture(1, 64, 64))
+    command = ["prepare", "folder", "--input", "photos", "--scales", "4", "--whole", "--quiet", "--name"]
+    assert main([*command, "one"]) == 0
+    assert "no benchmarks found" in capsys.readouterr().err
+    assert main([*command, "two", "--benchmarks"]) == 0
+    assert "no benchmarks found" not in capsys.readouterr().err

@@ -159,4 +159,10 @@ def _benchmark_folders(given: Sequence[Path] | None, usual: Sequence[Path]) -> l
     from bam_plugin.data.benchmarks import find_benchmarks
 
     unique = {path.resolve(): path for path in usual if path.is_dir()}
-    return [path for path in unique.values() if find_benchmarks(path)]
+    folders = [path for path in unique.values() if find_benchmarks(path)]
+    if not folders:
+        sys.stderr.write(
+            "no benchmarks found beside the images: whether a training image is in one is not checked; name their "
+            "folder with --benchmarks\n"
+        )
+    return folders
