@@ -28,9 +28,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bam_plugin.errors import BamError
 from bam_plugin.nn.binary_conv import BinaryConv2d
 
-# The side of the square input that finds the factor between input and output; divisible by the windows and strides of
-# the usual networks.
-_PROBE_SIZE = 48
+# Sides of the square input that finds the factor between input and output. The first is divisible by the windows and
+# strides of the usual networks, the second by every number up to 10, and 16; without values its size costs nothing.
+_PROBE_SIZES = (48, 5040)
+# What networks want their inputs to be multiples of.
+_MULTIPLES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 
 
 class ProfileError(BamError):
@@ -121,17 +123,20 @@ def profile(
     """Count `network` for one output image of about `output_size` = (width, height) pixels; it is left untouched.
 
     The input is `output_size` divided by the network's factor, rounded to whole pixels; the sizes used are in the
-    result. `num_in_ch`: channels of the input. Raises ProfileError when the forward cannot run without values.
+    result. `num_in_ch`: channels of the input. Raises ProfileError when the forward cannot run without values, or not
+    on this size.
     """
     counted = _on_meta(network)
     width, height = output_size
-    probe = _forward(counted, (num_in_ch, _PROBE_SIZE, _PROBE_SIZE))
-    factor = probe.shape[-1] / _PROBE_SIZE
+    factor = _factor(counted, num_in_ch)
     input_size = (max(1, round(width / factor)), max(1, round(height / factor)))
 
     layers = _find_layers(counted)
     with _OperationCounter(counted, layers) as counter:
-        output = _forward(counted, (num_in_ch, input_size[1], input_size[0]))
+        try:
+            output = _forward(counted, (num_in_ch, input_size[1], input_size[0]))
+        except ProfileError as error:
+            raise _unfit(_on_meta(network), num_in_ch, input_size, factor, error) from error
     return Profile(
         network=name or type(network).__name__,
         input_size=input_size,
@@ -183,6 +188,36 @@ def _forward(network: nn.Module, shape: tuple[int, int, int]) -> Tensor:
             f"{type(network).__name__} does not run on a (1, {', '.join(map(str, shape))}) input without values "
             f"({type(error).__name__}: {error}); check its number of input channels and the output size"
         ) from error
+
+
+def _runs(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    try:
+        _forward(network, shape)
+    except ProfileError:
+        return False
+    return True
+
+
+def _factor(network: nn.Module, channels: int) -> float:
+    """Size of the output by size of the input."""
+    size = next((size for size in _PROBE_SIZES if _runs(network, (channels, size, size))), _PROBE_SIZES[0])
+    return _forward(network, (channels, size, size)).shape[-1] / size
+
+
+def _unfit(
+    network: nn.Module, channels: int, size: tuple[int, int], factor: float, error: ProfileError
+) -> ProfileError:
+    """The error of a network that runs, but not on inputs of `size`: it names the multiple that the network needs."""
+    for multiple in _MULTIPLES:
+        width, height = (math.ceil(side / multiple) * multiple for side in size)
+        # Two neighbours: a network that needs a larger multiple cannot take both.
+        if all(_runs(network, (channels, height + more, width + more)) for more in (0, multiple)):
+            step, fitting = round(multiple * factor), f"{round(width * factor)}x{round(height * factor)}"
+            return ProfileError(
+                f"{type(network).__name__} does not run on a {size[0]}x{size[1]} input, but in multiples of {multiple} pixels; "
+                f"choose the output size (--size) in multiples of {step}, such as {fitting}"
+            )
+    return error
 
 
 def _find_layers(network: nn.Module) -> dict[str, str]:

@@ -19,6 +19,8 @@ from bam_plugin.nn import BinaryConv2d
 from bam_plugin.packed.converter import convert_network
 from bam_plugin.profile import ProfileError, profile
 
+SMALL_SWINIR = ["embed_dim=12", "depths=[2]", "num_heads=[2]", "window_size=7"]
+
 
 def test_bsrn_counts_as_the_paper_prints() -> None:
     result = profile(BSRN(**LITERAL))
@@ -167,11 +169,30 @@ def test_command_lists_the_shipped_networks(capsys: pytest.CaptureFixture) -> No
         (["BSRN", "--set", "num_feat"], "KEY=VALUE"),
         (["BSRN", "--method", "BAM"], "-opt"),
         (["-opt", "nowhere.yml"], "bam options"),
+        (["EDSR"], "--set KEY=VALUE"),
+        (["SwinIR", "--set", *SMALL_SWINIR, "img_size=16"], "change its options by --set"),
     ],
 )
 def test_command_names_the_mistake(arguments: list[str], expected: str, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["profile", *arguments]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("window", "upscale", "size", "fitting"), [(8, 1, "100x100", "104x104"), (7, 2, "1280x720", "1288x728")]
+)
+def test_command_names_the_multiples_that_a_network_needs(
+    window: int, upscale: int, size: str, fitting: str, capsys: pytest.CaptureFixture
+) -> None:
+    """SwinIR's windows divide its input; 7 divides no usual size."""
+    options = [*SMALL_SWINIR, f"window_size={window}", f"img_size={8 * window}"]
+    options += ["upsampler=pixelshuffle", f"upscale={upscale}"]
+    assert cli.main(["profile", "SwinIR", "--set", *options, "--size", size]) == 2
+    message = capsys.readouterr().err
+    assert f"in multiples of {window} pixels" in message
+    assert f"(--size) in multiples of {window * upscale}, such as {fitting}" in message
+    assert cli.main(["profile", "SwinIR", "--set", *options, "--size", fitting]) == 0
+    assert f"{fitting} from" in capsys.readouterr().out
 
 
 def test_a_network_that_does_not_fit_is_named() -> None:

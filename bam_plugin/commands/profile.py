@@ -172,13 +172,17 @@ def _count(options: Mapping[str, Any], size: tuple[int, int]) -> Profile:
     problems = list(check_network(options, ("network_g",)))
     if problems:
         lines = [problem.describe({}) for problem in problems]
-        raise OptionsError("\n  ".join(["the network cannot be built:", *lines]), problems)
+        message = "\n  ".join(["the network cannot be built:", *lines])
+        raise OptionsError(f"{message}\nset options of the network by --set KEY=VALUE ...", problems)
     archs = dict(iter(ARCH_REGISTRY))
     arguments = {key: value for key, value in options.items() if key != "type"}
     try:
         network = archs[registered_name(options["type"], archs)](**arguments)
-    except (TypeError, ValueError) as error:
-        raise OptionsError(f"{options['type']} cannot be built from {arguments}: {error}") from error
+    except Exception as error:
+        # Networks of others fail in every way on options that do not go together.
+        raise OptionsError(
+            f"{options['type']} cannot be built from {arguments}: {error}; change its options by --set KEY=VALUE"
+        ) from error
     named = {**options.get("host", {}), **options}
     channels = next((named[key] for key in CHANNEL_OPTIONS if key in named), 3)
     return profile(network, output_size=size, num_in_ch=channels, name=options["type"])
