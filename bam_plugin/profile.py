@@ -214,8 +214,8 @@ def _unfit(
         if all(_runs(network, (channels, height + more, width + more)) for more in (0, multiple)):
             step, fitting = round(multiple * factor), f"{round(width * factor)}x{round(height * factor)}"
             return ProfileError(
-                f"{type(network).__name__} does not run on a {size[0]}x{size[1]} input, but in multiples of {multiple} pixels; "
-                f"choose the output size (--size) in multiples of {step}, such as {fitting}"
+                f"{type(network).__name__} does not run on a {size[0]}x{size[1]} input, but in multiples of {multiple} "
+                f"pixels; choose the output size (--size) in multiples of {step}, such as {fitting}"
             )
     return error
 
