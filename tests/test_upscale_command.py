@@ -309,7 +309,14 @@ def _wait_for(condition, process: subprocess.Popen) -> None:
 def test_a_stopped_run_leaves_whole_files_and_can_be_continued(tmp_path, model, sent, code):
     source, out = _many(tmp_path / "in"), tmp_path / "out"
     command = _command("-i", source, "-o", out, "-m", model, "--isa", "reference", "-t", 32, "--skip-existing")
-    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # A test run in the background of a shell ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     # An unfinished file is there: a hidden name beside at least two results.
     _wait_for(lambda: out.exists() and len(list(out.glob("[0-9]*"))) > 1 and list(out.glob(".*")), process)
     process.send_signal(sent)
