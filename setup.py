@@ -64,7 +64,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["bam_plugin", "bam_plugin.*"]),
-    package_data={"bam_plugin": ["zoo/*", "data/*.csv"]},
+    package_data={"bam_plugin": ["zoo/*", "data/*.csv", "packed/*.png"]},
     ext_modules=[KERNELS.KernelExtension()],
     cmdclass={"build_ext": KERNELS.BuildKernels, "build_py": BuildWithOptions},
     install_requires=RUNTIME,

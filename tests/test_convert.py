@@ -113,6 +113,36 @@ def test_disagreement_writes_nothing(trained, tmp_path, capsys):
     assert "nothing written" in capsys.readouterr().err
 
 
+def test_checkpoint_of_a_training_knows_its_network(trained, tmp_path, capsys, monkeypatch):
+    """BinarySRModel records its network beside the weights; BasicSR's own strict loading does not mind."""
+    from basicsr.models.base_model import BaseModel
+
+    from bam_plugin.models.binary_sr_model import BinarySRModel
+
+    network, other = enliven(build_network(SMALL)), build_network(SMALL)
+    model = BinarySRModel.__new__(BinarySRModel)  # saving needs the options alone
+    model.opt = {"network_g": {**SMALL, "beta_init": (0.0, 0.5)}, "path": {"models": str(tmp_path)}, "dist": False}
+    model.save_network([network, other], "net_g", 20, param_key=["params", "params_ema"])
+    checkpoint = tmp_path / "net_g_20.pth"
+    reader, twin = BaseModel({"num_gpu": 0, "is_train": False}), build_network(SMALL)
+    reader.load_network(twin, str(checkpoint), True, "params")
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in twin.state_dict().items())
+
+    output = tmp_path / "recorded_x4.bam.safetensors"
+    assert main(["convert", str(checkpoint), "-o", str(output), "--param-key", "params"]) == 0
+    packed = read_packed(output)
+    assert packed.metadata["network_g"] == {**SMALL, "beta_init": [0.0, 0.5]}
+    agrees(network, convert_network(network))
+    image = np.random.default_rng(0).random((7, 9, 3), dtype=np.float32)
+    assert np.array_equal(Engine(packed).run(image), Engine(convert_network(network).model).run(image))
+
+    capsys.readouterr()
+    assert main(["convert", str(trained[0]), "-o", str(tmp_path / "none_x4.bam.safetensors")]) == 2  # no record
+    assert "-opt" in capsys.readouterr().err
+    assert main(["convert", str(checkpoint), "-i", str(checkpoint), "-o", str(output), "--force"]) == 2
+    assert main(["convert", str(checkpoint), "--method", "w1", "-o", str(output), "--force"]) == 2
+
+
 def test_bad_input_is_named(trained, tmp_path, capsys):
     checkpoint, options = trained
     output = str(tmp_path / "out.bam.safetensors")

@@ -21,13 +21,14 @@ class ConvertError(BamError):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("-i", "--input", required=True, type=Path, help="checkpoint, such as net_g_latest.pth")
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="checkpoint, such as net_g_latest.pth")
+    parser.add_argument("-i", "--input", type=Path, help="the checkpoint, given by name")
     parser.add_argument(
         "-opt",
         "--options",
-        required=True,
         type=Path,
-        help="option file of the training, best the copy in its folder experiments/NAME, which has the method it used",
+        help="option file of the training, best the copy in its folder experiments/NAME, which has the method it used "
+        "(default: what the checkpoint records)",
     )
     parser.add_argument("--method", metavar="NAME", help="method of an option file that offers several")
     parser.add_argument("-o", "--output", required=True, type=Path, help="packed file, such as NAME_x4.bam.safetensors")
@@ -47,18 +48,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_image(path: Path, channels: int) -> Any:
-    import cv2
     import numpy as np
 
+    from bam_plugin.packed.verify import decode_picture
+
     try:
-        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError as error:
         raise ConvertError(f"--images: cannot read {path} ({error})") from None
-    pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR) if data.size else None
-    if pixels is None or channels not in (1, 3):
+    image = decode_picture(content, channels) if channels in (1, 3) else None
+    if image is None:
         raise ConvertError(f"--images: {path} is not a picture that a network of {channels} channels takes")
-    pixels = pixels[:, :, None] if channels == 1 else pixels[:, :, ::-1]
-    return np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(255)
+    return image
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -115,18 +116,28 @@ def _report(conversion: Any) -> dict[str, Any]:
     }
 
 
+def _checkpoint(args: argparse.Namespace) -> Path:
+    given = [path for path in (args.checkpoint, args.input) if path is not None]
+    if len(given) != 1:
+        raise ConvertError("give one checkpoint: bam convert CHECKPOINT -o NAME_x4.bam.safetensors")
+    if args.method and args.options is None:
+        raise ConvertError("--method chooses in an option file; give it by -opt")
+    return given[0]
+
+
 def run(args: argparse.Namespace) -> int:
     """Convert. Returns 1, and writes no packed file, when the comparison finds more difference than allowed."""
+    source = _checkpoint(args)
     if args.output.exists() and not (args.force or args.dry_run):
         raise ConvertError(f"{args.output} exists; choose another name or give --force")
     from bam_plugin.packed import converter
-    from bam_plugin.packed.verify import seeded_images
+    from bam_plugin.packed.verify import default_images
 
     def images(channels: int) -> list[Any]:
-        return seeded_images(channels) + [_read_image(path, channels) for path in args.images]
+        return default_images(channels) + [_read_image(path, channels) for path in args.images]
 
     conversion = converter.convert_checkpoint(
-        args.input,
+        source,
         args.options,
         method=args.method,
         param_key=args.param_key,
@@ -150,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         with atomic_path(args.output) as temporary:
             temporary.write_bytes(conversion.data)
-        checkpoint = args.input.stat().st_size
+        checkpoint = source.stat().st_size
         out.write(
             f"{args.output}: {len(conversion.data):,} bytes (checkpoint {checkpoint:,}), scale "
             f"{conversion.model.scale}, receptive radius {conversion.model.receptive_radius}\n"

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bam_plugin.errors import BamError
 from bam_plugin.models import health, precision, watch
-from bam_plugin.models.checkpoint import random_states, restore_random_states, save_atomically
+from bam_plugin.models.checkpoint import network_record, random_states, restore_random_states, save_atomically
 from bam_plugin.models.distillation import make_teacher
 from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
 from bam_plugin.models.stages import StagedTraining
@@ -299,13 +299,14 @@ class BinarySRModel(SRModel):
 
     @master_only
     def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = "params") -> None:
-        """BasicSR's file `models/LABEL_ITER.pth`, written atomically."""
+        """BasicSR's file `models/LABEL_ITER.pth` with a record of the network's options, written atomically."""
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
-        content = {
+        content: dict[str, Any] = {
             key: OrderedDict((name, value.cpu()) for name, value in self.get_bare_model(each).state_dict().items())
             for key, each in zip(keys, nets, strict=True)
         }
+        content |= network_record(self.opt, net_label)
         name = "latest" if current_iter == -1 else current_iter
         save_atomically(content, Path(self.opt["path"]["models"]) / f"{net_label}_{name}.pth")
 

@@ -2,13 +2,16 @@
 
 A checkpoint is two files with BasicSR's names: `models/net_g_ITER.pth` and `training_states/ITER.state`. Each is
 written to a temporary file and renamed, the network first: where a state exists, its network does too, however the
-process ended.
+process ended. The network file also records the options of its network, under their key `network_g` beside `params`:
+BasicSR reads one key of the file and ignores the others, so its strict loading works as ever.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,15 @@ def save_atomically(content: dict[str, Any], path: str | os.PathLike) -> None:
     """`torch.save` that leaves either the complete file at `path` or what was there before."""
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
+
+
+def network_record(opt: Mapping[str, Any], net_label: str) -> dict[str, Any]:
+    """{"network_g": its option section} for the label `net_g`, of plain containers (`weights_only` safe).
+
+    Empty where the options have no such section.
+    """
+    key = f"network_{net_label.removeprefix('net_')}"
+    return {key: json.loads(json.dumps(opt[key], default=str))} if key in opt else {}
 
 
 def random_states() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """From a training checkpoint to a packed file: load, build, lower, compare, write.
 
-The network is built from the `network_g` section of the option file through BasicSR's registry, the checkpoint is read
-with `weights_only=True`, and nothing is written when the packed network differs from PyTorch by more than the caller
-allows. The lowering itself is in `lowering.py`, the comparison in `verify.py`.
+The network is built through BasicSR's registry from the `network_g` section of an option file, or from the one that
+BinarySRModel records in its checkpoints. The checkpoint is read with `weights_only=True`, and nothing is written when
+the packed network differs from PyTorch by more than the caller allows. The lowering itself is in `lowering.py`, the comparison in `verify.py`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,19 @@ from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model
 from bam_plugin.packed.layer_report import LayerRow
 from bam_plugin.packed.lowering import lower_network
-from bam_plugin.packed.verify import Comparison, compare, seeded_images
+from bam_plugin.packed.verify import Comparison, compare, default_images
 
 PARAM_KEYS = ("params_ema", "params")
+RECORD_KEY = "network_g"  # where bam_plugin.models.checkpoint records the network's options
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, the key they stood under ("" for a bare state dict), and the recorded network options, if any."""
+
+    state: dict[str, torch.Tensor]
+    key: str
+    network_g: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ def build_network(section: Mapping[str, Any]) -> nn.Module:
         raise ConversionError(f"network_g: cannot build {section.get('type')!r} ({error})") from error
 
 
-def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights in a checkpoint and the key they stood under ("" for a bare state dict).
+def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) -> Checkpoint:
+    """Read a checkpoint of BasicSR, or a bare state dict.
 
     `params_ema` is preferred to `params` unless `param_key` names one. Read with `weights_only=True`, so a checkpoint
     cannot run code.
@@ -87,7 +97,12 @@ def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) ->
     state = content[key] if key else content
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ConversionError(f"{path}: holds no weights under {key or 'its top level'!r} (expected {PARAM_KEYS})")
-    return {name.removeprefix("module."): value for name, value in state.items()}, key
+    record = content.get(RECORD_KEY) if key else None
+    return Checkpoint(
+        state={name.removeprefix("module."): value for name, value in state.items()},
+        key=key,
+        network_g=record if isinstance(record, dict) and "type" in record else None,
+    )
 
 
 def load_weights(network: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
@@ -127,7 +142,7 @@ def convert_network(
     images: Iterable[np.ndarray] | None = None,
     verify: bool = True,
 ) -> Conversion:
-    """Pack a PyTorch network and compare the two on `images` (default: the fixed seeded ones).
+    """Pack a PyTorch network and compare the two on `images` (default: the fixed ones).
 
     `metadata` must be JSON. Raises ConversionError when the network cannot be packed.
     """
@@ -136,36 +151,42 @@ def convert_network(
     data = pack_model(model)
     comparison = None
     if verify:
-        pictures = seeded_images(num_in_ch) if images is None else images
+        pictures = default_images(num_in_ch) if images is None else images
         comparison = compare(network.cpu().float(), Engine(model), pictures)
     return Conversion(model=model, data=data, rows=rows, comparison=comparison)
 
 
 def convert_checkpoint(
     checkpoint: str | os.PathLike,
-    options: str | os.PathLike,
+    options: str | os.PathLike | None = None,
     *,
     method: str | None = None,
     param_key: str | None = None,
     facts: Mapping[str, Any] | None = None,
-    images: Callable[[int], Iterable[np.ndarray]] = seeded_images,
+    images: Callable[[int], Iterable[np.ndarray]] = default_images,
     verify: bool = True,
 ) -> Conversion:
     """Convert a BasicSR checkpoint with the option file it was trained with; see `convert_network`.
 
-    `method` names one of the file's methods. `facts` (training data, terms, metrics, ...) are recorded beside the
+    Without `options` the network is the one that the checkpoint records (BinarySRModel's do; ConversionError for one
+    that does not). `method` names one of the file's methods. `facts` (training data, terms, metrics, ...) are recorded beside the
     source's SHA-256 and the network's options. `images` maps the number of input channels to pictures to compare on.
     """
-    section = read_network_options(options, method=method)
-    state, key = read_checkpoint(checkpoint, param_key=param_key)
+    content = read_checkpoint(checkpoint, param_key=param_key)
+    section = content.network_g if options is None else read_network_options(options, method=method)
+    if section is None:
+        raise ConversionError(
+            f"{checkpoint}: holds weights without a record of their network; give the option file of the training "
+            "(-opt experiments/NAME/NAME.yml)"
+        )
     network = build_network(section)
-    load_weights(network, state, str(checkpoint))
+    load_weights(network, content.state, str(checkpoint))
     metadata = {
         **(facts or {}),
         "producer": f"bam-plugin {__version__}",
         "network_g": section,
         "source_sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
-        "source_key": key,
+        "source_key": content.key,
     }
     num_in_ch = input_channels(network, section)
     pictures = images(num_in_ch) if verify else ()

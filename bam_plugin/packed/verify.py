@@ -1,6 +1,7 @@
 """Comparison of a packed network with the PyTorch network it was made from.
 
-Both see the same images. Reported are the differences of the 8-bit pictures and, layer by layer, the signs that came
+Both see the same images: fixed ones from a seed, and the part of a real photo that `photo.png` holds (a perched osprey;
+its photographer gave it to the public domain, CC0). Reported are the differences of the 8-bit pictures and, layer by layer, the signs that came
 out differently: a float operation that rounds differently in front of a threshold can flip a sign whose input lies
 next to it, and only there.
 """
@@ -11,7 +12,9 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -57,6 +60,27 @@ def seeded_images(channels: int) -> list[np.ndarray]:
         grain = generator.random((height, width, channels))
         images.append((0.8 * smooth + 0.2 * grain).astype(np.float32))
     return images
+
+
+def default_images(channels: int) -> list[np.ndarray]:
+    """The seeded pictures, and for networks of 1 or 3 channels a real one, 85 x 63 (H, W)."""
+    images = seeded_images(channels)
+    if channels in (1, 3):
+        content = np.frombuffer((Path(__file__).parent / "photo.png").read_bytes(), dtype=np.uint8)
+        photo = decode_picture(content, channels)
+        assert photo is not None
+        images.append(photo)
+    return images
+
+
+def decode_picture(content: np.ndarray, channels: int) -> np.ndarray | None:
+    """The bytes of a picture file -> float32 (H, W, channels) in [0, 1], grey or RGB; None if it cannot be read."""
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    pixels = cv2.imdecode(content, flag) if content.size else None
+    if pixels is None:
+        return None
+    pixels = pixels[:, :, None] if channels == 1 else pixels[:, :, ::-1]
+    return np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(255)
 
 
 def _to_8_bit(image: np.ndarray) -> np.ndarray:
