@@ -44,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch")
     parser.add_argument("--dry-run", action="store_true", help="convert and compare, but write no packed file")
     parser.add_argument("--force", action="store_true", help="replace an output file that exists")
+    parser.add_argument(
+        "--onnx", type=Path, metavar="FILE", help="write the network in float arithmetic as ONNX, too (needs [onnx])"
+    )
     parser.add_argument("--report", type=Path, help="write the layer table and the comparison as JSON, too")
 
 
@@ -94,18 +97,19 @@ def layer_table(rows: list[Any]) -> str:
     )
 
 
-def _comparison_text(comparison: Any) -> str:
+def _comparison_text(what: str, comparison: Any) -> str:
     share = comparison.flipped / max(1, comparison.signs)
     worst = max(comparison.flips.items(), key=lambda item: item[1][0], default=None)
     text = (
-        f"compared with PyTorch on {comparison.images} images: largest 8-bit difference {comparison.max_difference}, "
-        f"equal {comparison.equal_share:.4%}, within 1 {comparison.within_one_share:.4%}, "
-        f"flipped signs {comparison.flipped:,} of {comparison.signs:,} ({share:.2e})"
+        f"{what} compared with PyTorch on {comparison.images} images: largest 8-bit difference "
+        f"{comparison.max_difference}, equal {comparison.equal_share:.4%}, within 1 {comparison.within_one_share:.4%}"
     )
+    if comparison.signs:
+        text += f", flipped signs {comparison.flipped:,} of {comparison.signs:,} ({share:.2e})"
     return text + (f", most in {worst[0]} ({worst[1][0]:,})" if worst and worst[1][0] else "")
 
 
-def _report(conversion: Any) -> dict[str, Any]:
+def _report(conversion: Any, onnx: dict[str, Any] | None) -> dict[str, Any]:
     comparison = conversion.comparison
     return {
         "layers": [vars(row) | {"shape": list(row.shape)} for row in conversion.rows],
@@ -113,6 +117,7 @@ def _report(conversion: Any) -> dict[str, Any]:
         "binary_bits": conversion.model.binary_bits,
         "sha256": conversion.model.sha256,
         "comparison": None if comparison is None else vars(comparison),
+        "onnx": onnx,
     }
 
 
@@ -125,13 +130,32 @@ def _checkpoint(args: argparse.Namespace) -> Path:
     return given[0]
 
 
+def _agrees(what: str, comparison: Any, least: float) -> bool:
+    """Print a comparison; say so when it found less agreement than `least`."""
+    if comparison is None:
+        return True
+    sys.stdout.write(_comparison_text(what, comparison) + "\n")
+    if comparison.within_one_share >= least:
+        return True
+    sys.stderr.write(
+        f"bam: {what} agrees with PyTorch in {comparison.within_one_share:.4%} of the values, less than "
+        f"--min-agreement {least:.4%}: nothing written\n"
+    )
+    return False
+
+
 def run(args: argparse.Namespace) -> int:
-    """Convert. Returns 1, and writes no packed file, when the comparison finds more difference than allowed."""
+    """Convert. Returns 1, and writes no packed file, when a comparison finds more difference than allowed."""
     source = _checkpoint(args)
-    if args.output.exists() and not (args.force or args.dry_run):
-        raise ConvertError(f"{args.output} exists; choose another name or give --force")
-    from bam_plugin.packed import converter
-    from bam_plugin.packed.verify import default_images
+    for path in (args.output, args.onnx):
+        if path is not None and path.exists() and not (args.force or args.dry_run):
+            raise ConvertError(f"{path} exists; choose another name or give --force")
+    from bam_plugin.packed import converter, onnx_export
+    from bam_plugin.packed.verify import compare_pictures, default_images
+
+    if args.onnx:
+        for package in ("onnx",) if args.no_verify else ("onnx", "onnxruntime"):
+            onnx_export.require(package)  # before the work, not after
 
     def images(channels: int) -> list[Any]:
         return default_images(channels) + [_read_image(path, channels) for path in args.images]
@@ -145,25 +169,31 @@ def run(args: argparse.Namespace) -> int:
         images=images,
         verify=not args.no_verify,
     )
+    onnx, onnx_comparison = b"", None
+    if args.onnx:
+        onnx = onnx_export.export_onnx(conversion.model)
+        if not args.no_verify:
+            run_onnx = onnx_export.onnx_runner(onnx)
+            onnx_comparison = compare_pictures(conversion.network, run_onnx, images(conversion.model.num_in_ch))
     out = sys.stdout
     out.write(layer_table(conversion.rows) + "\n")
     if args.report:
+        facts = None if onnx_comparison is None else {"file_bytes": len(onnx), "comparison": vars(onnx_comparison)}
         with atomic_path(args.report) as temporary:
-            temporary.write_text(json.dumps(_report(conversion), indent=2) + "\n", encoding="utf-8")
-    if conversion.comparison is not None:
-        out.write(_comparison_text(conversion.comparison) + "\n")
-        if conversion.comparison.within_one_share < args.min_agreement:
-            sys.stderr.write(
-                f"bam: the packed network agrees with PyTorch in {conversion.comparison.within_one_share:.4%} of the "
-                f"values, less than --min-agreement {args.min_agreement:.4%}: nothing written\n"
-            )
-            return 1
-    if not args.dry_run:
-        with atomic_path(args.output) as temporary:
-            temporary.write_bytes(conversion.data)
-        checkpoint = source.stat().st_size
-        out.write(
-            f"{args.output}: {len(conversion.data):,} bytes (checkpoint {checkpoint:,}), scale "
-            f"{conversion.model.scale}, receptive radius {conversion.model.receptive_radius}\n"
-        )
+            temporary.write_text(json.dumps(_report(conversion, facts), indent=2) + "\n", encoding="utf-8")
+    checks = [("the packed network", conversion.comparison), ("the ONNX model", onnx_comparison)]
+    if not all([_agrees(what, comparison, args.min_agreement) for what, comparison in checks]):
+        return 1
+    if args.dry_run:
+        return 0
+    with atomic_path(args.output) as temporary:
+        temporary.write_bytes(conversion.data)
+    out.write(
+        f"{args.output}: {len(conversion.data):,} bytes (checkpoint {source.stat().st_size:,}), scale "
+        f"{conversion.model.scale}, receptive radius {conversion.model.receptive_radius}\n"
+    )
+    if args.onnx:
+        with atomic_path(args.onnx) as temporary:
+            temporary.write_bytes(onnx)
+        out.write(f"{args.onnx}: {len(onnx):,} bytes, height and width free\n")
     return 0

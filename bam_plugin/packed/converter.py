@@ -2,7 +2,8 @@
 
 The network is built through BasicSR's registry from the `network_g` section of an option file, or from the one that
 BinarySRModel records in its checkpoints. The checkpoint is read with `weights_only=True`, and nothing is written when
-the packed network differs from PyTorch by more than the caller allows. The lowering itself is in `lowering.py`, the comparison in `verify.py`.
+the packed network differs from PyTorch by more than the caller allows. The lowering itself is in `lowering.py`, the
+comparison in `verify.py`.
 """
 
 from __future__ import annotations
@@ -43,8 +44,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion: the model, its file's bytes, the report rows and (unless skipped) the comparison."""
+    """A finished conversion: the model, its file's bytes, the report rows and (unless skipped) the comparison.
 
+    `network` is the PyTorch network that was converted.
+    """
+
+    network: nn.Module
     model: PackedModel
     data: bytes
     rows: list[LayerRow]
@@ -153,7 +158,7 @@ def convert_network(
     if verify:
         pictures = default_images(num_in_ch) if images is None else images
         comparison = compare(network.cpu().float(), Engine(model), pictures)
-    return Conversion(model=model, data=data, rows=rows, comparison=comparison)
+    return Conversion(network=network, model=model, data=data, rows=rows, comparison=comparison)
 
 
 def convert_checkpoint(
@@ -169,8 +174,9 @@ def convert_checkpoint(
     """Convert a BasicSR checkpoint with the option file it was trained with; see `convert_network`.
 
     Without `options` the network is the one that the checkpoint records (BinarySRModel's do; ConversionError for one
-    that does not). `method` names one of the file's methods. `facts` (training data, terms, metrics, ...) are recorded beside the
-    source's SHA-256 and the network's options. `images` maps the number of input channels to pictures to compare on.
+    that does not). `method` names one of the file's methods. `facts` (training data, terms, metrics, ...) are recorded
+    beside the source's SHA-256 and the network's options. `images` maps the number of input channels to pictures to
+    compare on.
     """
     content = read_checkpoint(checkpoint, param_key=param_key)
     section = content.network_g if options is None else read_network_options(options, method=method)

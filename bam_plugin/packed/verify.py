@@ -1,16 +1,16 @@
 """Comparison of a packed network with the PyTorch network it was made from.
 
 Both see the same images: fixed ones from a seed, and the part of a real photo that `photo.png` holds (a perched osprey;
-its photographer gave it to the public domain, CC0). Reported are the differences of the 8-bit pictures and, layer by layer, the signs that came
-out differently: a float operation that rounds differently in front of a threshold can flip a sign whose input lies
-next to it, and only there.
+its photographer gave it to the public domain, CC0). Reported are the differences of the 8-bit pictures and, layer by
+layer, the signs that came out differently: a float operation that rounds differently in front of a threshold can flip a
+sign whose input lies next to it, and only there.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,12 +127,27 @@ def _run_packed(engine: Engine, image: np.ndarray) -> tuple[np.ndarray, dict[str
 
 def compare(network: nn.Module, engine: Engine, images: Iterable[np.ndarray]) -> Comparison:
     """Run both networks on `images` (float32 (H, W, C) in [0, 1]) and sum up the differences."""
+    return _compare(network, lambda image: _run_packed(engine, image), images)
+
+
+def compare_pictures(
+    network: nn.Module, run: Callable[[np.ndarray], np.ndarray], images: Iterable[np.ndarray]
+) -> Comparison:
+    """The same for anything that makes pictures, such as an ONNX runtime: no signs are compared."""
+    return _compare(network, lambda image: (run(image), {}), images)
+
+
+def _compare(
+    network: nn.Module,
+    run: Callable[[np.ndarray], tuple[np.ndarray, dict[str, np.ndarray]]],
+    images: Iterable[np.ndarray],
+) -> Comparison:
     found = Comparison()
     equal = within = 0
     flips: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for image in images:
         expected, expected_signs = _run_torch(network, image)
-        packed, packed_signs = _run_packed(engine, image)
+        packed, packed_signs = run(image)
         difference = np.abs(_to_8_bit(expected) - _to_8_bit(packed))
         found.images += 1
         found.values += difference.size

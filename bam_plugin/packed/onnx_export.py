@@ -1,0 +1,190 @@
+"""A packed graph as an ONNX model: the same network in float arithmetic, for every runtime that reads ONNX.
+
+Signs become the floats -1 and +1 (or 0 and 1), binary filters become float filters, so the model computes what the
+packed kernels count; only the rounding of float operations depends on the runtime. A threshold is one comparison
+x >= t and a choice, so Sign(0) = +1 holds exactly; zero padding is that of Conv. Height and width are free.
+Writing needs the package onnx, running onnxruntime (extra `onnx`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bam_plugin.errors import MissingDependencyError
+from bam_plugin.packed.errors import ConversionError
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.graph import INPUT, Node
+from bam_plugin.packed.reference import unpack_filters
+
+OPSET = 17
+IR_VERSION = 8  # of the time of the opset, so that runtimes of the last years read it
+IMAGE, RESULT = "image", "upscaled"
+
+
+def require(package: str) -> Any:
+    """Import a package of the extra `onnx`, or raise MissingDependencyError that says how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX needs the package {package}, which cannot be imported ({error}); run: pip install 'bam-plugin[onnx]'"
+        ) from error
+
+
+def sign_values(node: Node, model: PackedModel, alphabet: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a threshold's channels become where x >= t and elsewhere: two float32 (C,), the flips in them."""
+    low = np.float32(-1 if alphabet == "-1,+1" else 0)
+    flip = model.tensors[node.tensors["flip"]].astype(bool)
+    return np.where(flip, low, np.float32(1)), np.where(flip, np.float32(1), low)
+
+
+def float_filters(node: Node, model: PackedModel) -> np.ndarray:
+    """The filters of a binary convolution as float32 (O, I, k, k) of -1 and +1."""
+    channels = model.graph.types[node.inputs[0]].channels
+    negative = unpack_filters(model.tensors[node.tensors["weight"]], int(node.attrs["kernel"]), channels)
+    return np.ascontiguousarray(np.where(negative, np.float32(-1), np.float32(1)).transpose(0, 3, 1, 2))
+
+
+class _Export:
+    """Collects ONNX nodes and constants while it walks the packed graph."""
+
+    def __init__(self, *, onnx: Any, model: PackedModel):
+        self.onnx = onnx
+        self.model = model
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self._known: set[str] = set()
+        self.signs: dict[tuple[str, str], str] = {}  # (threshold, alphabet) -> its float map
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        if name not in self._known:
+            self._known.add(name)
+            self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def per_channel(self, name: str, array: np.ndarray) -> str:
+        return self.constant(name, array.reshape(-1, 1, 1))
+
+    def add(self, op: str, inputs: list[str], result: str, **attributes: Any) -> str:
+        self.nodes.append(self.onnx.helper.make_node(op, inputs, [result], name=result, **attributes))
+        return result
+
+    def walk(self) -> None:
+        thresholds = {node.name: node for node in self.model.graph.nodes if node.op == "threshold"}
+        for node in self.model.graph.nodes:
+            if node.op == "binary_conv2d":
+                self.binary_conv(node, thresholds[node.inputs[0]])
+            elif node.op != "threshold":  # made where it is read: the reader knows the alphabet
+                self.float_node(node)
+
+    def binary_conv(self, node: Node, threshold: Node) -> None:
+        alphabet = str(node.attrs["alphabet"])
+        source = self.signs.get((threshold.name, alphabet)) or self.sign_map(threshold, alphabet)
+        weight = self.constant(f"{node.name}.weight", float_filters(node, self.model))
+        scale = self.per_channel(f"{node.name}.scale", self.model.tensors[node.tensors["scale"]])
+        dot = self.add("Conv", [source, weight], f"{node.name}.dot", pads=[int(node.attrs["kernel"]) // 2] * 4)
+        self.add("Mul", [dot, scale], node.name)
+
+    def sign_map(self, node: Node, alphabet: str) -> str:
+        name = node.name if alphabet == "-1,+1" else f"{node.name}.bits"
+        above, below = sign_values(node, self.model, alphabet)
+        limit = self.per_channel(f"{node.name}.threshold", self.model.tensors[node.tensors["threshold"]])
+        values = [self.per_channel(f"{name}.above", above), self.per_channel(f"{name}.below", below)]
+        reached = self.add("GreaterOrEqual", [node.inputs[0], limit], f"{name}.reached")
+        self.signs[node.name, alphabet] = self.add("Where", [reached, *values], name)
+        return name
+
+    def float_node(self, node: Node) -> None:
+        name, inputs, attrs = node.name, list(node.inputs), node.attrs
+        arrays = {role: self.model.tensors[tensor] for role, tensor in node.tensors.items()}
+        if node.op == "conv2d":
+            operands = [self.constant(f"{name}.{role}", arrays[role]) for role in ("weight", "bias") if role in arrays]
+            self.add("Conv", inputs + operands, name, pads=[arrays["weight"].shape[2] // 2] * 4)
+        elif node.op in ("add", "mul", "relu"):
+            self.add({"add": "Add", "mul": "Mul", "relu": "Relu"}[node.op], inputs, name)
+        elif node.op == "leaky_relu":
+            self.add("LeakyRelu", inputs, name, alpha=float(attrs["slope"]))
+        elif node.op == "prelu":
+            self.add("PRelu", [*inputs, self.per_channel(f"{name}.slope", arrays["slope"])], name)
+        elif node.op == "affine":
+            product = self.add("Mul", [*inputs, self.per_channel(f"{name}.scale", arrays["scale"])], f"{name}.product")
+            self.add("Add", [product, self.per_channel(f"{name}.shift", arrays["shift"])], name)
+        elif node.op == "scale":
+            self.add("Mul", [*inputs, self.constant(f"{name}.factor", np.array(attrs["factor"], np.float32))], name)
+        elif node.op == "clamp":
+            limits = [self.constant(f"{name}.{side}", np.array(attrs[side], np.float32)) for side in ("low", "high")]
+            self.add("Clip", inputs + limits, name)
+        elif node.op == "channel_mean":
+            if attrs["statistic"] == "mean_abs":
+                inputs = [self.add("Abs", inputs, f"{name}.abs")]
+            self.add("ReduceMean", inputs, name, axes=[1], keepdims=1)
+        elif node.op == "pixel_shuffle":
+            self.add("DepthToSpace", inputs, name, blocksize=int(attrs["factor"]), mode="CRD")
+        elif node.op == "resize":
+            self.resize(node)
+        else:
+            raise ConversionError(f"{name}: the operation {node.op!r} has no ONNX form yet")
+
+    def resize(self, node: Node) -> None:
+        factor, mode = int(node.attrs["factor"]), str(node.attrs["mode"])
+        scales = self.constant(f"{node.name}.scales", np.array([1, 1, factor, factor], dtype=np.float32))
+        how: dict[str, Any] = {"mode": {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[mode]}
+        if mode == "nearest":
+            how |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        else:
+            how |= {"coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75}
+        self.add("Resize", [node.inputs[0], "", scales], node.name, **how)
+
+
+def export_onnx(model: PackedModel) -> bytes:
+    """The ONNX file's bytes: `image` float32 (batch, C, height, width) -> `upscaled` (batch, C, H scale, W scale).
+
+    Equal models give equal bytes. Raises ConversionError when onnx is missing.
+    """
+    onnx = require("onnx")
+    export = _Export(onnx=onnx, model=model)
+    export.add("Identity", [IMAGE], INPUT)
+    export.walk()
+    export.add("Identity", [model.graph.output], RESULT)
+    described = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.TensorProto.FLOAT, ["batch", channels, f"height{up}", f"width{up}"]
+        )
+        for name, channels, up in (
+            (IMAGE, model.num_in_ch, ""),
+            (RESULT, model.graph.num_out_ch, f"_x{model.scale}"),
+        )
+    ]
+    graph = onnx.helper.make_graph(export.nodes, "bam_plugin", described[:1], described[1:], export.constants)
+    made = onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="bam-plugin",
+    )
+    facts = {"scale": model.scale, "packed_sha256": model.sha256, "network_g": model.metadata.get("network_g")}
+    for key, value in facts.items():
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        made.metadata_props.add(key=key, value=text)
+    onnx.checker.check_model(made)
+    return made.SerializeToString(deterministic=True)
+
+
+def onnx_runner(data: bytes, *, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """The model on onnxruntime's CPU: float32 (H, W, C) -> (H scale, W scale, C); 0 threads leave it the choice."""
+    runtime = require("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def run(image: np.ndarray) -> np.ndarray:
+        pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+        return session.run([RESULT], {IMAGE: pixels})[0][0].transpose(1, 2, 0)
+
+    return run

@@ -1,0 +1,116 @@
+"""ONNX models of packed networks: ONNX Runtime computes what PyTorch and the packed engine compute, at any size."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from packed_models import float_layer, lb_block, random_filters, residual_block, small_model
+from test_convert import METHODS, SMALL, enliven
+
+from bam_plugin.cli import main
+from bam_plugin.packed import Engine, PackedModel
+from bam_plugin.packed.converter import build_network, convert_network
+from bam_plugin.packed.graph import GraphBuilder
+from bam_plugin.packed.onnx_export import export_onnx, onnx_runner
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+SIZES = ((11, 14), (7, 9), (1, 5), (1, 1))
+
+
+def every_operation() -> PackedModel:
+    """A graph with each kind of node, whose values stay away from thresholds but where the test puts them there."""
+    generator = np.random.default_rng(3)
+    builder = GraphBuilder(num_in_ch=3)
+    value = float_layer(builder, generator, builder.input, "head", out=12, kernel=5)
+    value = builder.add("leaky_relu", "leaky", value, attrs={"slope": 0.25})
+    value = builder.add("scale", "half", value, attrs={"factor": 0.5})
+    value = lb_block(builder, generator, value, "block")
+    value = residual_block(builder, generator, value, "residual")
+    value = builder.add("clamp", "clamp", value, attrs={"low": -1.5, "high": 1.25})
+    parts = []
+    for mode in ("nearest", "bilinear", "bicubic"):
+        grown = builder.add("resize", mode, value, attrs={"factor": 2, "mode": mode})
+        parts.append(float_layer(builder, generator, grown, f"{mode}.conv", out=12, kernel=1))
+    total = builder.add("add", "sum2", builder.add("add", "sum1", parts[0], parts[1]), parts[2])
+    total = builder.add("relu", "relu", total)
+    output = builder.add("pixel_shuffle", "shuffle", total, attrs={"factor": 2})
+    return PackedModel(graph=builder.finish(output), tensors=builder.tensors)
+
+
+def test_every_operation_at_odd_sizes():
+    model = every_operation()
+    run, engine = onnx_runner(export_onnx(model), threads=1), Engine(model)
+    for size in SIZES:
+        image = np.random.default_rng(1).random((*size, 3), dtype=np.float32)
+        expected = engine.run(image)
+        assert np.abs(run(image) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("alphabet", ["-1,+1", "0,1"])
+def test_ties_and_padding_are_exact(alphabet):
+    """Inputs that lie on their thresholds, and pixels at the border: equal to the last bit.
+
+    The scales are powers of two: ONNX Runtime multiplies them into the filters.
+    """
+    generator = np.random.default_rng(5)
+    builder = GraphBuilder(num_in_ch=3)
+    threshold = np.array([0.5, 0.0, 0.25], dtype=np.float32)
+    tensors = {"threshold": threshold, "flip": np.array([0, 1, 0], dtype=np.uint8)}
+    signs = builder.add("threshold", "sign", builder.input, tensors=tensors)
+    tensors = {"weight": random_filters(generator, 16, 3, 3), "scale": np.ldexp(np.float32(1), np.arange(16) - 8)}
+    output = builder.add("binary_conv2d", "conv", signs, attrs={"kernel": 3, "alphabet": alphabet}, tensors=tensors)
+    model = PackedModel(graph=builder.finish(output), tensors=builder.tensors)
+    image = generator.choice(np.array([0, 0.25, 0.5, 1], dtype=np.float32), size=(6, 7, 3))
+    assert all((image == threshold).any(axis=(0, 1)))
+    assert np.array_equal(onnx_runner(export_onnx(model), threads=1)(image), Engine(model).run(image))
+
+
+@pytest.mark.parametrize("binarizer", METHODS)
+def test_every_binarizer_equals_pytorch(binarizer):
+    network = enliven(build_network({"type": "SRResNet", "num_feat": 8, "num_block": 1, "upscale": 3} | {
+        "binarizer": binarizer
+    })).eval()  # fmt: skip
+    run = onnx_runner(export_onnx(convert_network(network, verify=False).model), threads=1)
+    for size in SIZES:
+        image = np.random.default_rng(2).random((*size, 3), dtype=np.float32)
+        with torch.no_grad():
+            expected = network(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+        assert np.mean(np.abs(run(image) - expected) > 1e-4 * np.abs(expected).max()) < 1e-3
+
+
+def test_bytes_are_the_same_for_the_same_network():
+    assert export_onnx(small_model()) == export_onnx(small_model()) != export_onnx(small_model(seed=1))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.save({"params": enliven(build_network(SMALL)).state_dict(), "network_g": SMALL}, tmp_path / "net.pth")
+    return tmp_path / "net.pth"
+
+
+def test_command_writes_a_checked_onnx_file(checkpoint, tmp_path, capsys):
+    packed, onnx, report = tmp_path / "a.bam.safetensors", tmp_path / "a.onnx", tmp_path / "report.json"
+    arguments = ["convert", str(checkpoint), "-o", str(packed), "--onnx", str(onnx), "--report", str(report)]
+    assert main([*arguments, "--min-agreement", "1.1"]) == 1
+    assert not packed.exists() and not onnx.exists()
+    assert main(arguments) == 0
+    assert "the ONNX model compared with PyTorch on 5 images" in capsys.readouterr().out
+    assert json.loads(report.read_text())["onnx"]["comparison"]["within_one_share"] > 0.999
+    assert onnx_runner(onnx.read_bytes())(np.zeros((5, 3, 3), np.float32)).shape == (20, 12, 3)
+    packed.unlink()
+    assert main(arguments) == 2 and "a.onnx exists" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # what Python does for a package that cannot be imported
+    arguments = ["convert", str(checkpoint), "-o", str(tmp_path / "a.st"), "--onnx", str(tmp_path / "a.onnx")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "onnxruntime" in error and "bam-plugin[onnx]" in error
+    assert not (tmp_path / "a.st").exists()
+    assert main([*arguments, "--no-verify"]) == 0  # writing alone needs onnx only
