@@ -11,9 +11,12 @@ from bam_plugin.nn import (
     BatchNormSign,
     BinaryConv2d,
     accumulate_filters,
+    decaying_sign,
     normalize_filters,
+    set_progress,
     sign,
 )
+from bam_plugin.nn.activations import RSign
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,7 @@ GRADIENTS = {
     "identity": lambda x: torch.ones_like(x),
     "clip": lambda x: ((x >= -1) & (x <= 1)).float(),
     "polynomial": lambda x: torch.where(x.abs() >= 1, 0.0, torch.where(x < 0, 2 + 2 * x, 2 - 2 * x)),
+    "ede": lambda x: 1 / torch.cosh(x / 10).square(),  # at the start: k t = 1, t = 0.1
 }
 
 
@@ -49,6 +53,41 @@ def test_estimator_forward_is_the_sign_and_gradient_its_formula(name):
     assert torch.equal(result, sign(x))
     result.backward(upstream)
     torch.testing.assert_close(x.grad, upstream * GRADIENTS[name](x.detach()))
+
+
+# t and k t of IR-Net's k t (1 - tanh(t x)^2) = k t / cosh(t x)^2.
+@pytest.mark.parametrize(
+    ("progress", "steepness", "slope"),
+    [(0.0, 0.1, 1), (0.25, 10**-0.5, 1), (0.5, 1, 1), (0.75, 10**0.5, 10**0.5), (1.0, 10, 10)],
+)
+def test_the_decaying_estimator_sharpens_with_the_progress(progress, steepness, slope):
+    x = torch.linspace(-1.5, 1.5, 31, dtype=torch.float64, requires_grad=True)
+    result = decaying_sign(x, progress)
+    assert torch.equal(result, sign(x))
+    (gradient,) = torch.autograd.grad(result.sum(), x)
+    torch.testing.assert_close(gradient, slope / torch.cosh(steepness * x.detach()).square())
+
+
+def test_progress_reaches_progressive_estimators_only():
+    network = torch.nn.Sequential(
+        BatchNormSign(num_feat=1, estimator="ede"), torch.nn.Sequential(RSign(num_feat=1, estimator="ede")),
+        BatchNormSign(num_feat=1),
+    )  # fmt: skip
+    x = torch.tensor([0.5]).view(1, 1, 1, 1)
+
+    def gradients() -> list[float]:
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        outs = [network[1](leaves[0]), network[2].estimate(leaves[1])]
+        return [float(torch.autograd.grad(out.sum(), leaf)[0]) for out, leaf in zip(outs, leaves, strict=True)]
+
+    before = gradients()
+    assert set_progress(network, 1.0) == 2
+    assert [network[0].progress, network[2].progress] == [1.0, 0.0]
+    after = gradients()
+    assert before[0] > 0.99 and after[0] < 0.01 and before[1] == after[1] == 1
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"0\.\.1"):
+            set_progress(network, wrong)
 
 
 def test_normalize_filters_uses_the_biased_variance_of_each_filter():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from bam_plugin.nn import ActivationScale, BinaryConv2d, HPBBlock, LBBlock, fused
+from bam_plugin.nn import ActivationScale, BinaryConv2d, HPBBlock, LBBlock, fused, set_progress
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 WIDTH = 12
@@ -58,7 +58,7 @@ def shaken(module: nn.Module, memory_format=torch.contiguous_format, dtype=torch
     return module.to(dtype).to(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("estimator", ["clip", "polynomial", "identity"])
+@pytest.mark.parametrize("estimator", ["clip", "polynomial", "identity", "ede"])
 @pytest.mark.parametrize(
     "geometry",
     [(3, 1, None), (1, 1, None), (3, 2, 0), (1, 2, 1)],
@@ -76,7 +76,9 @@ def test_convolution_equals_the_readable_one(memory_format, estimator, geometry)
         output_scale="channel",
     )
     conv, x = shaken(conv, memory_format), example(memory_format)
-    assert_same(trained_once(conv, x, False), trained_once(conv, x, True), 1e-12)
+    for progress in (0.0, 0.7) if set_progress(conv, 0.0) else (0.0,):
+        set_progress(conv, progress)
+        assert_same(trained_once(conv, x, False), trained_once(conv, x, True), 1e-12)
 
 
 @pytest.mark.parametrize("output_scale", [None, "scalar"])
@@ -292,7 +294,7 @@ def saved_bytes(module: nn.Module, x: Tensor, fast: bool) -> int:
     return sum(size for pointer, size in held.items() if pointer not in kept) if out is not None else 0
 
 
-@pytest.mark.parametrize("estimator", ["clip", "polynomial"])
+@pytest.mark.parametrize("estimator", ["clip", "polynomial", "ede"])
 def test_only_the_inputs_of_the_normalizations_are_saved(estimator):
     block = HPBBlock(num_feat=WIDTH, conv_options={"activation_options": {"estimator": estimator}}).train()
     x = torch.randn(4, WIDTH, 32, 32, requires_grad=True)

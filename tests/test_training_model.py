@@ -57,6 +57,17 @@ def test_average_moves_all_parameters_and_copies_buffers(tiny_pairs):
     assert running and all(not torch.equal(now[name], start[name]) for name in running)
 
 
+def test_the_progress_of_an_iteration_sets_its_gradient(tiny_pairs):
+    gradients = []
+    for iteration in (1, 20):
+        model = make_model(tiny_pairs, {"activation_estimator": "ede"}, total_iter=20)
+        iterate(model, iteration, make_batch())
+        assert model.net_g.body[0].blocks[0].conv3.binarize_activation.progress == iteration / 20
+        gradients.append(model.net_g.head[0].weight.grad.clone())
+    # Equal networks and batches: nothing but the estimator's shape differs.
+    assert not torch.allclose(*gradients, rtol=0.1)
+
+
 def test_micro_batches_give_the_gradient_of_the_batch(tiny_pairs):
     gradients = []
     for accumulate in (1, 3):

@@ -66,6 +66,7 @@ def assert_same_checkpoint(left: Path, right: Path, iteration: int) -> None:
 
 
 def options(pairs, **changes):
+    network = changes.pop("network", {})
     train_changes = {
         "optim_g": {"type": "BinaryAdam", "lr": 0.003, "weight_decay": 0.01, "lr_mult": {"latent": 0.5}},
         "scheduler": {"type": "CosineLR"},
@@ -77,7 +78,7 @@ def options(pairs, **changes):
         **changes.pop("train", {}),
     }
     result = training_options.tiny_options(pairs, **train_changes)
-    result["network_g"]["type"] = "IncidentBSRN"
+    result["network_g"].update(type="IncidentBSRN", **network)
     result["datasets"]["train"].update(changes.pop("dataset", {}))
     return {**result, **changes}
 
@@ -90,19 +91,20 @@ def _no_incident():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "train_changes"),
+    ("dataset", "train_changes", "network"),
     [
-        pytest.param({}, {}, id="main process"),
+        pytest.param({}, {}, {}, id="main process"),
         pytest.param(
             {"num_worker_per_gpu": 2, "persistent_workers": True},
             {"optim_g": {"type": "Adam", "lr": 0.001}, "scheduler": {"type": "MultiStepLR", "milestones": [12]}},
-            id="workers",
+            {"activation_estimator": "ede"},
+            id="workers, progressive estimator",
         ),
-        pytest.param({"type": "PairedImageDataset"}, {"precision": "bf16"}, id="global random state"),
+        pytest.param({"type": "PairedImageDataset"}, {"precision": "bf16"}, {}, id="global random state"),
     ],
 )
-def test_resumed_training_equals_the_uninterrupted_one(tiny_pairs, tmp_path, dataset, train_changes):
-    config = options(tiny_pairs, dataset=dataset, train=train_changes)
+def test_resumed_training_equals_the_uninterrupted_one(tiny_pairs, tmp_path, dataset, train_changes, network):
+    config = options(tiny_pairs, dataset=dataset, train=train_changes, network=network)
     roots = [tmp_path / "whole", tmp_path / "parts"]
     for root in roots:
         root.mkdir()

@@ -8,14 +8,17 @@ from torch import nn
 
 from bam_plugin.models.stages import RELAXATIONS, StagedTraining, StageError
 from bam_plugin.nn import ESTIMATORS, BinaryConv2d, fused
-from bam_plugin.nn.sign import sign
+from bam_plugin.nn.sign import PROGRESSIVE, sign
 
 
-@pytest.mark.parametrize("name", sorted(ESTIMATORS))
-def test_relaxations_have_the_estimators_as_derivatives(name):
+@pytest.mark.parametrize(
+    ("name", "progress"), [(name, None) for name in sorted(ESTIMATORS)] + [("ede", 0.3), ("ede", 0.8)]
+)
+def test_relaxations_have_the_estimators_as_derivatives(name, progress):
+    arguments = (progress or 0.0,) if name in PROGRESSIVE else ()
     x = torch.linspace(-2.03, 2.05, 57, requires_grad=True)
-    (estimated,) = torch.autograd.grad(ESTIMATORS[name](x).sum(), x)
-    (derivative,) = torch.autograd.grad(RELAXATIONS[name](x).sum(), x)
+    (estimated,) = torch.autograd.grad(ESTIMATORS[name](x, *arguments).sum(), x)
+    (derivative,) = torch.autograd.grad(RELAXATIONS[name](x, *arguments).sum(), x)
     torch.testing.assert_close(derivative, estimated)
 
 

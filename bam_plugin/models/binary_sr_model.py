@@ -29,6 +29,7 @@ from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
 from bam_plugin.models.stages import StagedTraining
 from bam_plugin.models.sync_batchnorm import synchronize_batch_norms
 from bam_plugin.models.validation import validate
+from bam_plugin.nn import set_progress
 from bam_plugin.optim import SCHEDULES, build_optimizers, make_scheduler
 
 
@@ -148,6 +149,9 @@ class BinarySRModel(SRModel):
         """BasicSR's, after noting the state before this iteration, to which a failed one returns."""
         self._schedule = ScheduleSnapshot(optimizers=self.optimizers, schedulers=self.schedulers)
         self._buffers.take()
+        # It follows from the iteration alone, so a resumed training has it, too. The average shows the stage `float`.
+        for net in [self.get_bare_model(self.net_g), *([self.net_g_ema] if self.ema_decay > 0 else [])]:
+            set_progress(net, min(1.0, current_iter / self.opt["train"]["total_iter"]))
         if self.stages is not None and self.stages.enter(current_iter):
             get_root_logger().info(f"Iteration {current_iter}: training stage {self.stages.stage}.")
         super().update_learning_rate(current_iter, warmup_iter)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bam_plugin.errors import BamError
 from bam_plugin.models.stages import StagedTraining
+from bam_plugin.nn import set_progress
 
 
 class DistillationError(BamError):
@@ -119,6 +120,8 @@ def make_teacher(
         raise DistillationError(f"train.distill.{error.args[0]} is missing or names nothing that exists") from error
     load(network, path, True, settings.pop("param_key", "params"))
     if settings.pop("full_precision", False):
+        # The twin's training is over: its activation functions have their last shape.
+        set_progress(network, 1.0)
         StagedTraining(lengths={"float": 1}, networks=[network]).enter(1)
     try:
         return Teacher(network=network.to(device), student=student, **settings)

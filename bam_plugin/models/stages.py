@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bam_plugin.errors import BamError
 from bam_plugin.nn import BinaryConv2d
 from bam_plugin.nn.binarizers import ActivationBinarizer, BatchNormSign, PlainSign, RSign, XNORSign
+from bam_plugin.nn.sign import PROGRESSIVE, decay_shape
 
 STAGES = ("float", "binary_activations")
 
@@ -36,11 +37,18 @@ def soft_sign(x: Tensor) -> Tensor:
     return inside * (2 - inside.abs())
 
 
-# The function of which each estimator of bam_plugin.nn.sign is the derivative.
-RELAXATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+def decaying_soft_sign(x: Tensor, progress: float) -> Tensor:
+    """The integral of the `ede` estimator: k tanh(t x), see decay_shape."""
+    steepness, height = decay_shape(progress)
+    return height * torch.tanh(steepness * x)
+
+
+# The function of which each estimator of bam_plugin.nn.sign is the derivative, with the same arguments.
+RELAXATIONS: dict[str, Callable[..., Tensor]] = {
     "identity": lambda x: x,
     "clip": F.hardtanh,
     "polynomial": soft_sign,
+    "ede": decaying_soft_sign,
 }
 
 
@@ -57,6 +65,8 @@ def relaxed_activation(binarizer: ActivationBinarizer, x: Tensor) -> Tensor:
             f"train.stages: {type(binarizer).__name__} has no full-precision counterpart; use a network with bn_sign, "
             "sign, rsign or xnor activations"
         )
+    if binarizer.estimator in PROGRESSIVE:
+        return RELAXATIONS[binarizer.estimator](value, binarizer.progress)
     return RELAXATIONS[binarizer.estimator](value)
 
 

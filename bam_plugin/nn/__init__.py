@@ -8,13 +8,14 @@ grouping.py and watching.py serve it.
 """
 
 from bam_plugin.nn.accumulation import ActivationScale, accumulate_filters, normalize_filters
+from bam_plugin.nn.activations import set_progress
 from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS, BAMWeight, BatchNormSign
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.blocks import HPBBlock, LBBlock
 from bam_plugin.nn.layers import BinaryChain, BinaryLayer, RPReLU, body_conv
 from bam_plugin.nn.methods import METHODS, Method, make_method
 from bam_plugin.nn.recipe import Recipe, SwapError
-from bam_plugin.nn.sign import ESTIMATORS, clipped_sign, identity_sign, polynomial_sign, sign
+from bam_plugin.nn.sign import ESTIMATORS, clipped_sign, decaying_sign, identity_sign, polynomial_sign, sign
 from bam_plugin.nn.swap import SwapReport, binarize
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "binarize",
     "body_conv",
     "clipped_sign",
+    "decaying_sign",
     "identity_sign",
     "make_method",
     "normalize_filters",
     "polynomial_sign",
+    "set_progress",
     "sign",
 ]

@@ -17,14 +17,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.nn.sign import ESTIMATORS, sign
+from bam_plugin.nn.sign import ESTIMATORS, PROGRESSIVE, estimated_sign, sign
 from bam_plugin.nn.weights import straight_through, windowed
 
 
-def _estimator(name: str) -> str:
-    if name not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, found {name!r}")
-    return name
+def set_progress(network: nn.Module, progress: float) -> int:
+    """Tell all progressive estimators of `network` how far its training is (0..1); returns how many there are.
+
+    BinarySRModel does so before each iteration. They begin at 0. Nothing but gradients depends on it.
+    """
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress must lie in 0..1, found {progress}")
+    count = 0
+    for module in network.modules():
+        if isinstance(module, EstimatedSign) and module.estimator in PROGRESSIVE:
+            module.progress = progress
+            count += 1
+    return count
 
 
 class ActivationBinarizer(nn.Module):
@@ -43,7 +52,26 @@ class ActivationBinarizer(nn.Module):
         return self(x), None
 
 
-class BatchNormSign(ActivationBinarizer):
+class EstimatedSign(ActivationBinarizer):
+    """Base of the binarizers to -1 and +1 whose gradient is that of `estimator`, a name in ESTIMATORS."""
+
+    def __init__(self, *, estimator: str) -> None:
+        super().__init__()
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, found {estimator!r}")
+        self.estimator = estimator
+        self.progress = 0.0
+
+    def estimate(self, x: Tensor) -> Tensor:
+        """Sign(x) of the shape of `x` with the estimator's gradient."""
+        return estimated_sign(x, self.estimator, self.progress)
+
+    def extra_repr(self) -> str:
+        """The options that `print` shows."""
+        return f"estimator={self.estimator}"
+
+
+class BatchNormSign(EstimatedSign):
     """A^B = Sign(BN(A)) with an affine batch normalization over (N, H, W)   (eq. 9 after the accumulation; BNN).
 
     The learned shift and slope of the normalization are per-channel thresholds of the sign. Gradient of the sign by
@@ -51,20 +79,15 @@ class BatchNormSign(ActivationBinarizer):
     """
 
     def __init__(self, *, num_feat: int, estimator: str = "clip") -> None:
-        super().__init__()
-        self.estimator = _estimator(estimator)
+        super().__init__(estimator=estimator)
         self.norm = nn.BatchNorm2d(num_feat)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
-        return ESTIMATORS[self.estimator](self.norm(x))
-
-    def extra_repr(self) -> str:
-        """The options that `print` shows."""
-        return f"estimator={self.estimator}"
+        return self.estimate(self.norm(x))
 
 
-class XNORSign(ActivationBinarizer):
+class XNORSign(EstimatedSign):
     """A^B = Sign(I) with I = BN(A), and the magnitude E|I| over the channels   (Rastegari et al., XNOR-Net, ECCV 2016).
 
     The convolution averages the magnitude over its window (K of the paper) and multiplies its output by it. Gradient of
@@ -74,8 +97,7 @@ class XNORSign(ActivationBinarizer):
     has_magnitude = True
 
     def __init__(self, *, num_feat: int, estimator: str = "clip") -> None:
-        super().__init__()
-        self.estimator = _estimator(estimator)
+        super().__init__(estimator=estimator)
         self.norm = nn.BatchNorm2d(num_feat)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,51 +107,37 @@ class XNORSign(ActivationBinarizer):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(signs, E|I| (N, 1, H, W))."""
         normalized = self.norm(x)
-        return ESTIMATORS[self.estimator](normalized), normalized.detach().abs().mean(dim=1, keepdim=True)
-
-    def extra_repr(self) -> str:
-        """The options that `print` shows."""
-        return f"estimator={self.estimator}"
+        return self.estimate(normalized), normalized.detach().abs().mean(dim=1, keepdim=True)
 
 
-class PlainSign(ActivationBinarizer):
+class PlainSign(EstimatedSign):
     """A^B = Sign(A), no normalization and no parameter   (Bi-Real Net, Liu et al., ECCV 2018; E2FIF).
 
     Gradient of the sign by `estimator`. Tie: Sign(0) = +1.
     """
 
     def __init__(self, *, num_feat: int, estimator: str = "polynomial") -> None:
-        super().__init__()
+        super().__init__(estimator=estimator)
         self.num_feat = num_feat
-        self.estimator = _estimator(estimator)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
-        return ESTIMATORS[self.estimator](x)
-
-    def extra_repr(self) -> str:
-        """The options that `print` shows."""
-        return f"estimator={self.estimator}"
+        return self.estimate(x)
 
 
-class RSign(ActivationBinarizer):
+class RSign(EstimatedSign):
     """A^B = Sign(A - t) with one learned threshold t per channel, 0 at the start   (ReActNet, ECCV 2020; BBCU).
 
     Gradient of the sign by `estimator`; dL/dt is the negative sum over the channel. Tie: Sign(0) = +1.
     """
 
     def __init__(self, *, num_feat: int, estimator: str = "polynomial") -> None:
-        super().__init__()
-        self.estimator = _estimator(estimator)
+        super().__init__(estimator=estimator)
         self.threshold = nn.Parameter(torch.zeros(num_feat, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
-        return ESTIMATORS[self.estimator](x - self.threshold)
-
-    def extra_repr(self) -> str:
-        """The options that `print` shows."""
-        return f"estimator={self.estimator}"
+        return self.estimate(x - self.threshold)
 
 
 class DoReFaActivation(ActivationBinarizer):

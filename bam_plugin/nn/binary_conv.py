@@ -127,6 +127,7 @@ class BinaryConv2d(nn.Module):
             x,
             norm=activation.norm,
             estimator=activation.estimator,
+            progress=activation.progress,
             signs=pairs[0][0],
             magnitude=pairs[0][1],
             carrier=self.binarize_weight.carrier(self.weight, previous, pairs),

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bam_plugin.nn.sign import decay_shape
+
 aten = torch.ops.aten
 
 # Greatest magnitude up to which every integer is exact; up to twice of it every even integer is.
@@ -81,6 +83,7 @@ def binary_conv(
     *,
     norm: nn.BatchNorm2d,
     estimator: str,
+    progress: float,
     signs: Tensor,
     magnitude: Tensor,
     carrier: Tensor,
@@ -90,8 +93,8 @@ def binary_conv(
 ) -> Tensor:
     """conv2d(Sign(norm(x)), W^B * output_scale) with W^B = magnitude * signs, and the straight-through gradients.
 
-    Equal to the same written with `norm`, `ESTIMATORS[estimator]`, `straight_through(W^B, carrier)` and F.conv2d, but
-    for rounding; it updates the running statistics of `norm` (see supports_norm). Under autocast the result is float32
+    Equal to the same written with `norm`, `estimated_sign`, `straight_through(W^B, carrier)` and F.conv2d, but for
+    rounding; it updates the running statistics of `norm` (see supports_norm). Under autocast the result is float32
     all the same, gradients are rounded to autocast's dtype where they enter a convolution, and so are sums of signs
     that the dtype cannot hold (in bfloat16 beyond 512, see _dtype_of_signs).
 
@@ -99,6 +102,7 @@ def binary_conv(
         x: (N, I, H, W), contiguous or channels_last; the result has its memory format.
         norm: see supports_norm.
         estimator: a name in bam_plugin.nn.ESTIMATORS.
+        progress: of the training, see bam_plugin.nn.sign.estimated_sign.
         signs: (O, I, k, k) in {-1, +1}, a constant.
         magnitude: (O,), a constant.
         carrier: (O, I, k, k), gets the gradient of W^B.
@@ -116,7 +120,7 @@ def binary_conv(
             carrier,
             output_scale,
             norm,
-            estimator,
+            (estimator, progress),
             signs,
             magnitude,
             (stride, padding),
@@ -147,7 +151,7 @@ class _BinaryConv(torch.autograd.Function):
         carrier: Tensor,
         output_scale: Tensor | None,
         norm: nn.BatchNorm2d,
-        estimator: str,
+        estimator: tuple[str, float],
         signs: Tensor,
         magnitude: Tensor,
         geometry: tuple[int, int],
@@ -251,12 +255,17 @@ def _sign(normalized: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.copysign(torch.ones((), dtype=dtype, device=normalized.device), normalized.to(dtype))
 
 
-def _through_sign(grad: Tensor, normalized: Tensor, estimator: str) -> Tensor:
-    """`grad` times the estimator's derivative at `normalized`; both may be overwritten."""
-    if estimator == "identity":
+def _through_sign(grad: Tensor, normalized: Tensor, estimator: tuple[str, float]) -> Tensor:
+    """`grad` times the derivative of the estimator (name, progress) at `normalized`; both may be overwritten."""
+    name, progress = estimator
+    if name == "identity":
         return grad
-    if estimator == "polynomial":
+    if name == "polynomial":
         return grad.mul_(normalized.abs_().mul_(-2).add_(2).clamp_(min=0))
+    if name == "ede":
+        steepness, height = decay_shape(progress)
+        value = normalized.mul_(steepness).tanh_()
+        return aten.tanh_backward.grad_input(grad.mul_(steepness * height), value, grad_input=grad)
     # hardtanh's own gradient leaves out the ends of the window; the next float beyond them takes them in.
     beyond = 1.0 + torch.finfo(normalized.dtype).eps
     return aten.hardtanh_backward.grad_input(grad, normalized, -beyond, beyond, grad_input=grad)
