@@ -1,45 +1,98 @@
-"""Which reading of BSRN trains? One short training of each variant on the same patches, for docs/training.md.
+"""Which reading of BSRN trains, and what each part of bit accumulation gives, for docs/training.md.
 
-    python benchmarks/what_trains.py --data DIR [VARIANT ...]
+    python benchmarks/what_trains.py --data DIR [VARIANT ...] [--seeds 0 1 2] [--results FILE]
 
 `--data` is a folder with T91, BSDS400, CC0_photos (trained on) and DIV2K_valid_crop256 (every fourth image is
 measured: Y-PSNR of the 8-bit result, cropped by 4). Every variant: BSRN x4 of 4 HPB blocks of 2 LB blocks with 48
 channels and the light tail, batch 8, LR patch 24, L1, Adam at 1e-3 behind 100 iterations of warm-up with a cosine,
-bfloat16 autocast, 1500 iterations, seed 0. `no_body` has no HPB block: what a variant gains over it is what its binary
-body does.
+bfloat16 autocast, 1500 iterations. A seed fixes the start and the patches: equal for all variants. `no_body` has no
+HPB block: what a variant gains over it is what its binary body does. `float_twin` computes in full precision.
+
+The variants `bam`, `W1`, `W2`, `A1` and `A2` are the paper's ablation (its Table 4), all with identity paths.
+Each result is appended to `--results` as it comes; what is there already is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
 from bam_plugin.data.images import list_images, read_image
 from bam_plugin.data.metrics import calculate_psnr_y
 from bam_plugin.data.resize import imresize, mod_crop
+from bam_plugin.models.stages import StagedTraining
+from bam_plugin.nn import LBBlock
 
-SCALE, PATCH, BATCH, WARM_UP = 4, 24, 8, 100
+SCALE, PATCH, BATCH, WARM_UP, RATE = 4, 24, 8, 100, 1e-3
 TRAINING_SETS = ("T91", "BSDS400/train", "BSDS400/test", "CC0_photos")
-VARIANTS: dict[str, dict[str, Any]] = {
-    "no_body": {"num_hpb": 0},
-    "literal": {**LITERAL, "upsampler": "pixelshuffledirect"},
-    "default": {},
-    "no_identity": {"identity": False},
-    "gain_1": {"latent_gain": 1.0},
-    "gain_1_scale_0.03": {"latent_gain": 1.0, "output_scale_init": 0.03},
-    "gain_1_offsets_1_0": {"latent_gain": 1.0, "beta_offset": (1.0, 0.0)},
-    "gain_0.2": {"latent_gain": 0.2},
-    "gain_0.2_scale_0.5": {"latent_gain": 0.2, "output_scale_init": 0.5},
-    "no_weight_accumulation": {"long_range": False, "short_range": False},
-    "gradient_accumulated": {"weight_gradient": "accumulated"},
-    "beta_scalar": {"beta": "scalar"},
+# With b1 = b2 = b the identity path runs through an LB block with the factor b + b^2: 2 at b = 1, so that the range
+# doubles from block to block; at this b it is 1.
+NEUTRAL_BETA = (math.sqrt(5) - 1) / 2
+
+
+def make_float(network: BSRN) -> None:
+    """Full precision throughout: latent weights, and hardtanh in place of signs."""
+    StagedTraining(lengths={"float": 1}, networks=[network]).enter(1)
+
+
+def drop_activation_accumulation(network: BSRN) -> None:
+    """Each convolution sees only the result of the one before it, and has an identity path of its own."""
+
+    def chain(block: LBBlock) -> Callable[..., Tensor]:
+        def forward(x: Tensor, previous: Sequence[Tensor] = ()) -> Tensor:
+            a1 = block.conv3(x, previous) + x
+            a2 = block.conv1_a(a1) + a1
+            return block.conv1_b(a2, (block.conv1_a.weight,)) + a2
+
+        return forward
+
+    for module in network.modules():
+        if isinstance(module, LBBlock):
+            module.forward = chain(module)  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How a variant differs from the default."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    rate: float = RATE
+    change: Callable[[BSRN], None] | None = None
+
+
+VARIANTS: dict[str, Variant] = {
+    "no_body": Variant(options={"num_hpb": 0}),
+    "literal": Variant(options={**LITERAL, "upsampler": "pixelshuffledirect"}),
+    "default": Variant(),
+    "default_rate_2e-3": Variant(rate=2e-3),
+    "float_twin": Variant(change=make_float),
+    "no_identity": Variant(options={"identity": False}),
+    "gain_1": Variant(options={"latent_gain": 1.0}),
+    "gain_1_scale_0.03": Variant(options={"latent_gain": 1.0, "output_scale_init": 0.03}),
+    "gain_1_offsets_1_0": Variant(options={"latent_gain": 1.0, "beta_offset": (1.0, 0.0)}),
+    "gain_0.2": Variant(options={"latent_gain": 0.2}),
+    "gain_0.2_scale_0.5": Variant(options={"latent_gain": 0.2, "output_scale_init": 0.5}),
+    "no_weight_accumulation": Variant(options={"long_range": False, "short_range": False}),
+    "gradient_accumulated": Variant(options={"weight_gradient": "accumulated"}),
+    "beta_scalar": Variant(options={"beta": "scalar"}),
+    "bam": Variant(options={"alpha": "learned"}),
+    "W1": Variant(),
+    "W2": Variant(options={"long_range": False, "short_range": False}),
+    "A1": Variant(options={"alpha": "learned", "beta": "one", "beta_offset": (NEUTRAL_BETA, NEUTRAL_BETA)}),
+    "A1_beta_1": Variant(options={"alpha": "learned", "beta": "one", "beta_offset": (1.0, 1.0)}),
+    "A2": Variant(options={"alpha": "learned", "beta": "one"}, change=drop_activation_accumulation),
+    "A2_no_inner_identity": Variant(options={"alpha": "learned", "beta": "one", "beta_offset": (0.0, 0.0)}),
 }
 
 
@@ -78,18 +131,20 @@ def measure(network: torch.nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]
 
 
 def train(
-    options: dict[str, Any], pairs: list[tuple[np.ndarray, np.ndarray]], iterations: int, lr: float
+    variant: Variant, pairs: list[tuple[np.ndarray, np.ndarray]], iterations: int, seed: int
 ) -> tuple[torch.nn.Module, float]:
     """Train one variant; the network and the mean loss of the last third."""
-    torch.manual_seed(0)
-    generator = np.random.default_rng(0)
-    network = BSRN(**{"num_hpb": 4, "upsampler": "pixelshuffledirect", **options})
+    torch.manual_seed(seed)
+    generator = np.random.default_rng(seed)
+    network = BSRN(**{"num_hpb": 4, "upsampler": "pixelshuffledirect", **variant.options})
+    if variant.change is not None:
+        variant.change(network)
     network = network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=variant.rate)
     losses = []
-    for iteration in tqdm(range(1, iterations + 1), leave=False):
+    for iteration in tqdm(range(1, iterations + 1), leave=False, mininterval=10):
         factor = min(1, iteration / WARM_UP) * (1 + math.cos(math.pi * iteration / iterations)) / 2
-        optimizer.param_groups[0]["lr"] = lr * factor
+        optimizer.param_groups[0]["lr"] = variant.rate * factor
         low, high = sample(pairs, generator)
         with torch.autocast("cpu", torch.bfloat16):
             out = network(low.contiguous(memory_format=torch.channels_last))
@@ -101,13 +156,21 @@ def train(
     return network, float(np.mean(losses[-iterations // 3 :]))
 
 
+def read_results(path: Path | None) -> list[dict[str, Any]]:
+    """What an earlier run has appended."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def main() -> None:
     """Train the variants named on the command line (all of them by default) and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=1500)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--results", type=Path, help="JSON lines, one a result")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     unknown = set(args.variants) - set(VARIANTS)
@@ -116,9 +179,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     pairs = [pair for name in TRAINING_SETS for pair in read_pairs(args.data / name)]
     validation = read_pairs(args.data / "DIV2K_valid_crop256")[::4]
-    for name in args.variants or VARIANTS:
-        network, loss = train(VARIANTS[name], pairs, args.iterations, args.lr)
-        print(f"{name}: L1 {loss:.5f}, {measure(network, validation):.3f} dB", flush=True)
+    for seed in args.seeds:
+        for name in args.variants or VARIANTS:
+            key = {"variant": name, "seed": seed, "iterations": args.iterations}
+            if any(key.items() <= result.items() for result in read_results(args.results)):
+                continue
+            network, loss = train(VARIANTS[name], pairs, args.iterations, seed)
+            psnr = measure(network, validation)
+            print(f"{name}, seed {seed}: L1 {loss:.5f}, {psnr:.3f} dB", flush=True)
+            if args.results is not None:
+                with args.results.open("a") as file:
+                    file.write(json.dumps({**key, "l1": loss, "psnr": psnr}) + "\n")
 
 
 if __name__ == "__main__":
