@@ -1,4 +1,4 @@
-"""Progress through a batch of pictures: which of how many, megapixels per second, time left.
+"""Progress through a batch of pictures: which of how many, megapixels per second, time left, and what failed.
 
 On a terminal one line moves (tqdm); in a log file each picture leaves one line. Megapixels are those of the inputs,
 with as many decimals as the batch needs to be more than 0.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+from bam_plugin.errors import BamError
 
 _BAR = (
     "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{n:.{0}f}}/{{total:.{0}f}} MP "
@@ -22,6 +25,22 @@ _BAR = (
 def _decimals(pixels: int) -> int:
     """Decimals that show at least two digits of so many pixels in megapixels: 2 from 0.1 MP on, never more than 6."""
     return min(6, max(2, 8 - len(str(pixels))))
+
+
+def explain_failure(error: Exception, source: Path) -> str:
+    """One line for a person: what kept the picture `source` from its result."""
+    if isinstance(error, BamError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{source}: not enough memory; a smaller --tile needs less"
+    return f"{source}: {type(error).__name__}: {error}"
+
+
+def list_failures(failures: Sequence[str], *, files: int, stream: TextIO) -> None:
+    """The end of a batch of `files` pictures: the lines of those that failed, if any did."""
+    if failures:
+        stream.write(f"{len(failures)} of {files} failed:\n")
+        stream.writelines(f"  {failure}\n" for failure in failures)
 
 
 class BatchProgress:

@@ -334,6 +334,38 @@ def test_a_stopped_run_leaves_whole_files_and_can_be_continued(tmp_path, model, 
             image.load()
             assert image.size == (256, 192)
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    # What a kill left unfinished is gone, too.
+    assert not list(out.glob(".*"))
+
+
+def test_only_abandoned_files_of_our_own_naming_are_removed(tmp_path, model, capsys):
+    _picture(tmp_path / "a.png")
+    out = tmp_path / "out"
+    code = (
+        "import os, signal, sys; from bam_plugin._files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as path:\n"
+        "    path.write_bytes(b'half'); print(path, flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": _environment()}
+    killed, alive = (
+        subprocess.Popen([sys.executable, "-c", code, out / name], text=True, **pipes) for name in ("a.png", "b.png")
+    )
+    abandoned, unfinished = (Path(process.stdout.readline().strip()) for process in (killed, alive))
+    others = [out / ".a.0123456789abcdef.png", out / ".a.bam-0123.png", out / "a.bam-0123456789abcdef.png"]
+    for path in others:
+        path.write_bytes(b"somebody's")
+    link = out / ".c.bam-0123456789abcdef.png"
+    link.symlink_to(tmp_path / "a.png")
+    killed.kill()
+    killed.communicate()
+    assert abandoned.exists() and unfinished.exists()
+    arguments = ["upscale", "-i", str(tmp_path / "a.png"), "-o", str(out), "-m", model]
+    assert main([*arguments, "--dry-run"]) == 0 and abandoned.exists()
+    assert main(arguments) == 0
+    assert f"removed {abandoned}" in capsys.readouterr().err
+    assert not abandoned.exists() and all(path.exists() for path in (*others, link, unfinished))
+    alive.communicate("")
+    assert alive.returncode == 0 and (out / "b.png").read_bytes() == b"half" and not unfinished.exists()
 
 
 def test_concurrent_runs_into_one_folder_agree(tmp_path, model):

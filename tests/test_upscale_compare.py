@@ -84,6 +84,23 @@ def test_the_page_holds_both_results_exactly(model, picture, tmp_path):
     assert "photo.png: 52x40 enlarged to 208x160" in text
 
 
+@pytest.mark.parametrize("page", [False, True])
+def test_a_bad_picture_does_not_stop_the_rest(model, picture, tmp_path, capsys, page):
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:200])
+    (tmp_path / "text.png").write_text("no picture")
+    options = ["-m", model, *(["--html"] if page else [])]
+    paths = {name: tmp_path / f"{name}.{'html' if page else 'png'}" for name in ("good", "mixed", "bad")}
+    assert main(["compare", str(picture), *options, "-o", str(paths["good"])]) == 0
+    inputs = [str(tmp_path / name) for name in ("cut.png", "photo.png", "text.png")]
+    capsys.readouterr()
+    assert main(["compare", *inputs, *options, "-o", str(paths["mixed"])]) == 1
+    tail = capsys.readouterr().err.split("2 of 3 failed:\n")[1]
+    assert "cut.png: the picture is damaged" in tail and "text.png: the content is no picture" in tail
+    assert paths["mixed"].read_bytes() == paths["good"].read_bytes()
+    assert main(["compare", inputs[0], *options, "-o", str(paths["bad"])]) == 1
+    assert not paths["bad"].exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

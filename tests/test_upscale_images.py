@@ -240,6 +240,8 @@ def test_what_is_no_picture_is_named(tmp_path):
         (np.full((2, 2), np.nan, np.float32), "nan"),
         (np.full((2, 2), -0.5, np.float32), "-0.5"),
         (np.zeros((2, 2), np.int16), "int16"),
+        ([[0, 255], [255, 0]], "found list"),
+        (None, "found NoneType"),
     ],
 )
 def test_arrays_that_are_no_pictures_are_named(array, message):

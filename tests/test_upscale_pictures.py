@@ -16,7 +16,7 @@ from bam_plugin.packed import Engine, PackedModel, Upscaler
 from bam_plugin.packed.alpha import clamp_alpha, fill_transparent
 from bam_plugin.packed.graph import GraphBuilder
 from bam_plugin.packed.picture_errors import PictureArrayError, PictureError
-from bam_plugin.packed.upscaler import OverwriteError, ScaleError, UnsupportedModelError
+from bam_plugin.packed.upscaler import OverwriteError, ScaleError, SettingError, UnsupportedModelError
 from bam_plugin.packed.zoo import UnknownModelError, find_model
 
 
@@ -154,15 +154,24 @@ def test_another_scale_is_the_networks_result_resized(upscaler):
             np.testing.assert_allclose(result, np.clip(np.stack(planes, axis=2), 0, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [0, -2, 17, float("nan")])
+@pytest.mark.parametrize("scale", [0, -2, 17, float("nan"), "2", True])
 def test_impossible_scales_are_named(upscaler, scale):
     with pytest.raises(ScaleError, match="at most 16"):
         upscaler.upscale(_photo(), scale=scale)
 
 
-def test_wrong_arrays_are_named(upscaler):
-    with pytest.raises(PictureArrayError, match="float64"):
-        upscaler.upscale(_photo() / 255)
+@pytest.mark.parametrize("image", [_photo() / 255, _photo().tolist(), Image.fromarray(_photo()), b"photo.png"])
+def test_wrong_arrays_are_named(upscaler, image):
+    with pytest.raises(PictureArrayError, match=f"found {getattr(image, 'dtype', type(image).__name__)}"):
+        upscaler.upscale(image)
+
+
+@pytest.mark.parametrize("setting", [{"tile": -1}, {"tile": 2.5}, {"tile": "8"}, {"quality": 0}, {"quality": 101}])
+def test_wrong_settings_are_named(upscaler, tmp_path, setting):
+    Image.fromarray(_photo()).save(tmp_path / "a.png")
+    with pytest.raises(SettingError, match=f"{next(iter(setting))} must be a whole number"):
+        upscaler.upscale_file(tmp_path / "a.png", tmp_path / "b.jpg", **setting)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_progress_adds_up_to_the_picture(upscaler):

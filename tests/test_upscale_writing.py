@@ -104,9 +104,9 @@ def test_jpg_and_webp_hold_what_they_can(tmp_path, extension, channels):
 
 
 def test_losses_are_said_and_impossible_sizes_refused():
-    def plan(format: str, channels: int, dtype, *, width: int = 10, **metadata):
+    def plan(format: str, channels: int, dtype, *, width: int = 10, height: int = 10, **metadata):
         picture = Picture(pixels=np.zeros((2, 2, channels), dtype), format="PNG", **metadata)
-        return plan_encoding(format, picture, width=width, height=10)
+        return plan_encoding(format, picture, width=width, height=height)
 
     assert plan("png", 4, np.uint16, icc_profile=b"x" * 99, exif=b"x" * 99999).notes == ()
     assert "8 bits" in plan("jpg", 3, np.uint16).notes[0]
@@ -118,6 +118,10 @@ def test_losses_are_said_and_impossible_sizes_refused():
     assert large.exif is None and "too large" in large.notes[0]
     with pytest.raises(errors.PictureWriteError, match="16383"):
         plan("webp", 3, np.uint8, width=16384)
+    assert plan("webp", 3, np.uint8, width=10_000, height=8_000).notes == ()
+    # 12 megapixels enlarged four times.
+    with pytest.raises(errors.PictureWriteError, match=r"16000 x 12000 .* 3\.1 GB: write a png"):
+        plan("webp", 3, np.uint8, width=16_000, height=12_000)
 
 
 def test_the_automatic_format():
@@ -128,7 +132,7 @@ def test_the_automatic_format():
     assert [choose(format) for format in ("JPEG", "MPO", "WEBP", "PNG", "GIF")] == ["jpg", "jpg", "webp", "png", "png"]
     assert choose("JPEG", width=65536) == choose("WEBP", width=16384) == choose("JPEG", alpha=True) == "png"
     assert choose("WEBP", deep=True) == "png" and choose("WEBP", alpha=True) == "webp"
-    # 12 megapixels enlarged four times: the WebP encoder alone would take 2.5 GB.
+    # 12 megapixels enlarged four times: the WebP encoder alone would take 2.5 GB and more.
     assert automatic_format(PictureInfo(4000, 3000, "WEBP", False, False), width=16000, height=12000) == "png"
     assert automatic_format(PictureInfo(4000, 3000, "JPEG", False, False), width=16000, height=12000) == "jpg"
 

@@ -59,8 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _before_after(args: argparse.Namespace) -> int:
-    """Bicubic beside the network's result for each input, as a sheet or as a page."""
+    """Bicubic beside the network's result for each input, as a sheet or as a page.
+
+    One bad picture does not stop the rest: it is listed at the end and makes the exit code 1.
+    """
     from bam_plugin._files import atomic_path
+    from bam_plugin.batch_progress import explain_failure, list_failures
     from bam_plugin.before_after import before_after_page, before_after_sheet, enlarge_both
     from bam_plugin.data.images import encode_png
     from bam_plugin.packed.file_jobs import find_sources
@@ -74,15 +78,22 @@ def _before_after(args: argparse.Namespace) -> int:
     if any(source.path.resolve() == output.resolve() for source in sources):
         raise BamError(f"{output} is an input; name another --output.")
     upscaler = Upscaler(args.model, scale=args.scale)
-    pictures = [enlarge_both(source.path, upscaler, scale=args.scale) for source in sources]
-    with atomic_path(output) as path:
-        if args.html:
-            path.write_text(before_after_page(pictures), encoding="utf-8")
-        else:
-            sheet = before_after_sheet(pictures, box_size=args.box_size)
-            path.write_bytes(encode_png(sheet[:, :, ::-1], level=6))
-    sys.stderr.write(f"wrote {output}\n")
-    return 0
+    pictures, failures = [], []
+    for source in sources:
+        try:
+            pictures.append(enlarge_both(source.path, upscaler, scale=args.scale))
+        except Exception as error:  # whatever it is, the next picture may be fine
+            failures.append(explain_failure(error, source.path))
+    if pictures:
+        with atomic_path(output) as path:
+            if args.html:
+                path.write_text(before_after_page(pictures), encoding="utf-8")
+            else:
+                sheet = before_after_sheet(pictures, box_size=args.box_size)
+                path.write_bytes(encode_png(sheet[:, :, ::-1], level=6))
+        sys.stderr.write(f"wrote {output}\n")
+    list_failures(failures, files=len(sources), stream=sys.stderr)
+    return 1 if failures else 0
 
 
 def _measured_sheet(args: argparse.Namespace) -> int:

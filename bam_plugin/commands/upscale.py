@@ -18,8 +18,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from bam_plugin.batch_progress import BatchProgress
-from bam_plugin.errors import BamError
+from bam_plugin._files import remove_abandoned
+from bam_plugin.batch_progress import BatchProgress, explain_failure, list_failures
 from bam_plugin.packed.file_jobs import Job, find_sources, plan_jobs
 from bam_plugin.packed.images import MAX_PIXELS
 from bam_plugin.packed.picture_writer import DEFAULT_QUALITY
@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
         _log.info("%s, x%d, %s, %d threads", upscaler.path, upscaler.scale, upscaler.isa, upscaler.threads)
+    if not args.dry_run:
+        _tidy(jobs, quiet=args.quiet)
     with _terminated_like_interrupted():
         records = _Batch(args=args, upscaler=upscaler, scale=scale, jobs=jobs).run()
     failed = [record for record in records if record["status"] == "failed"]
@@ -82,10 +84,16 @@ def run(args: argparse.Namespace) -> int:
             "files": records,
         }
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
-    if failed:
-        sys.stderr.write(f"{len(failed)} of {len(records)} failed:\n")
-        sys.stderr.writelines(f"  {record['error']}\n" for record in failed)
+    list_failures([record["error"] for record in failed], files=len(records), stream=sys.stderr)
     return 1 if failed else 0
+
+
+def _tidy(jobs: list[Job], *, quiet: bool) -> None:
+    """Remove what killed runs have left unfinished in the folders of the results."""
+    for folder in sorted({job.destination.parent for job in jobs if job.destination is not None}):
+        for path in remove_abandoned(folder):
+            if not quiet:
+                sys.stderr.write(f"removed {path}, which a killed run left unfinished\n")
 
 
 @contextlib.contextmanager
@@ -130,7 +138,7 @@ class _Batch:
             record.update(self._outcome(job))
         except Exception as error:  # whatever it is, the next picture may be fine
             _log.info("%s", traceback.format_exc())
-            record.update(status="failed", error=_explain(error, job.source), error_class=type(error).__name__)
+            record.update(status="failed", error=explain_failure(error, job.source), error_class=type(error).__name__)
         return record
 
     def _outcome(self, job: Job) -> dict:
@@ -184,14 +192,6 @@ def _printable(text: str) -> str:
 
 def _pixels(job: Job) -> int:
     return job.info.width * job.info.height if job.info else 0
-
-
-def _explain(error: Exception, source: Path) -> str:
-    if isinstance(error, BamError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return f"{source}: not enough memory; a smaller --tile needs less"
-    return f"{source}: {type(error).__name__}: {error}"
 
 
 def _scale(text: str) -> float:

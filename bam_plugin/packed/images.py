@@ -114,12 +114,17 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
 
 
 def check_array(image: np.ndarray) -> np.ndarray:
-    """Return a picture array as (H, W, C) without copying; raise `PictureArrayError` unless it is a picture.
+    """Return a picture array as (H, W, C) without copying; raise `PictureArrayError` for anything else.
 
     Accepted: (H, W) or (H, W, 1..4), at least one pixel, uint8, uint16, or float32 with all values in [0, 1]. The data
     type alone tells the range.
     """
-    image = np.asarray(image)
+    # No conversion: the range of a list's numbers could only be guessed.
+    if not isinstance(image, np.ndarray):
+        raise PictureArrayError(
+            f"a picture is a NumPy array or the path of a file, found {type(image).__name__}; make it an array whose "
+            "type tells the range, for example with numpy.asarray(x, dtype='uint8')"
+        )
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise PictureArrayError(
             f"pictures are uint8, uint16 or float32 arrays, found {image.dtype}; "

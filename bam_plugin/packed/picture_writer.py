@@ -23,10 +23,11 @@ OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 
 DEFAULT_QUALITY = 95
 LONGEST_SIDE = {"png": MAX_SIDE, "jpg": 65535, "webp": 16383}
-AUTOMATIC_WEBP_PIXELS = 100_000_000
-"""Larger results are not made WebP unless asked for: its encoder takes 13 bytes a pixel (measured)."""
+MAX_WEBP_PIXELS = 80_000_000
+"""Larger results are not made WebP: its encoder takes the picture as a whole, and 1.3 GB for one of this size."""
 
-_ENCODER_BYTES = {"png": 0, "jpg": 4, "webp": 13}  # a pixel; PNG is streamed, Pillow holds a colour pixel in 4 bytes
+# A pixel, measured. PNG is streamed, Pillow holds a colour pixel in 4 bytes; WebP takes 13 to 16, the more the noisier.
+_ENCODER_BYTES = {"png": 0, "jpg": 4, "webp": 16}
 _JPEG_SEGMENT = 65533  # bytes that one marker segment holds
 
 
@@ -64,7 +65,7 @@ def automatic_format(info: PictureInfo, *, width: int, height: int) -> str:
     name = {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}.get(info.format, "png")
     if info.deep or max(width, height) > LONGEST_SIDE[name] or (info.alpha and name == "jpg"):
         return "png"
-    if name == "webp" and width * height > AUTOMATIC_WEBP_PIXELS:
+    if name == "webp" and width * height > MAX_WEBP_PIXELS:
         return "png"
     return name
 
@@ -89,6 +90,12 @@ def plan_encoding(format: str, picture: Picture, *, width: int, height: int) -> 
         raise PictureWriteError(
             f"{format} holds at most {LONGEST_SIDE[format]} pixels a side, the result has {width} x {height}; "
             "write a png or use a smaller --scale"
+        )
+    if format == "webp" and width * height > MAX_WEBP_PIXELS:
+        needed = encoder_bytes(format, width=width, height=height) / 1e9
+        raise PictureWriteError(
+            f"webp is written up to {MAX_WEBP_PIXELS / 1e6:g} megapixels, for its encoder takes the whole picture; the "
+            f"result has {width} x {height} pixels and would need {needed:.1f} GB: write a png (streamed) or a jpg"
         )
     notes = []
     if format == "png":

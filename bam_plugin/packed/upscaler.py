@@ -10,6 +10,7 @@ Any size fits in bounded memory: the picture is computed in tiles and written in
 
 from __future__ import annotations
 
+import numbers
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,10 @@ class OverwriteError(BamError):
 
 class ScaleError(BamError):
     """A scale is no number in the range that can be made."""
+
+
+class SettingError(BamError):
+    """A tile size or a quality is no whole number in its range."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,9 @@ class Upscaler:
 
         `image` is a path, or an array (H, W) or (H, W, C): C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; uint8 in
         0..255, uint16 in 0..65535 or float32 in [0, 1]. `tile` is the edge of a tile in input pixels, 0 for no tiles,
-        None to choose by the memory at hand. Raises `PictureArrayError`, `PictureError`, `ScaleError`.
+        None to choose by the memory at hand. Raises `PictureArrayError`, `PictureError`, `ScaleError`, `SettingError`.
         """
-        pixels = image if isinstance(image, np.ndarray) else read_picture(image).pixels
+        pixels = read_picture(image).pixels if isinstance(image, (str, os.PathLike)) else image
         checked = check_array(pixels)
         height, width = target_size(checked.shape[:2], self._scale(scale))
         result = np.empty((height, width, checked.shape[2]), checked.dtype)
@@ -156,12 +161,14 @@ class Upscaler:
 
         The destination appears when it is complete, and an older file of that name stays until then. Bit depth, alpha,
         ICC profile and EXIF are kept as far as the format holds them. `quality` 1..100 is for jpg and webp;
-        `max_pixels` limits the size of the source. Raises `PictureError`; the source is never written to.
+        `max_pixels` limits the size of the source. Raises `PictureError`, `ScaleError`, `SettingError`; the source is
+        never written to.
         """
         started = time.perf_counter()
         source, destination = Path(source), Path(destination)
         refuse_same_file(source, destination)
         scale = self._scale(scale)
+        _check_whole("quality", quality, 1, 100)
         format = format_of_name(destination)
         picture = read_picture(source, max_pixels=max_pixels)
         pixels = picture.pixels
@@ -183,9 +190,10 @@ class Upscaler:
 
     def _scale(self, scale: float | None) -> float:
         scale = self.scale if scale is None else scale
-        if not 0 < scale <= MAX_SCALE:  # written so that NaN fails too
-            raise ScaleError(f"the scale must be a number above 0 and at most {MAX_SCALE}, found {scale:g}")
-        return scale
+        # Written so that NaN fails too.
+        if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not 0 < scale <= MAX_SCALE:
+            raise ScaleError(f"the scale must be a number above 0 and at most {MAX_SCALE}, found {scale!r}")
+        return float(scale)
 
     def _scale_notes(self, scale: float) -> list[str]:
         return [] if scale == self.scale else [f"the network enlarges {self.scale} times; resized to {scale:g} times"]
@@ -196,6 +204,7 @@ class Upscaler:
         if radius is not None and channels in (2, 4):
             radius = max(radius, NEIGHBOURHOOD)
         if tile is not None:
+            _check_whole("tile", tile, 0)
             return plan_tiles(height, width, tile=tile, radius=radius)
         free = available_memory()
         budget = MEMORY if free is None else min(MEMORY, free // 2)
@@ -265,6 +274,13 @@ class Upscaler:
             planes = [self.engine.run(np.ascontiguousarray(window[:, :, c : c + 1])) for c in range(window.shape[2])]
             return np.concatenate(planes, axis=2)
         return self.engine.run(window.repeat(wanted, axis=2)).mean(axis=2, keepdims=True)
+
+
+def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    fits = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+    if not fits or (most is not None and int(value) > most):
+        limits = f"{least} to {most}" if most is not None else f"at least {least}"
+        raise SettingError(f"{name} must be a whole number, {limits}, found {value!r}")
 
 
 def target_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
