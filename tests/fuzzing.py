@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from bam_plugin.packed import PackedModel
-from bam_plugin.packed.format import METADATA_KEY, _digest, pack_model
+from bam_plugin.packed.container import METADATA_KEY, digest
+from bam_plugin.packed.format import pack_model
 
 _NUMBERS = (0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -99,7 +100,7 @@ def edited_models(model: PackedModel, generator: np.random.Generator) -> Iterato
         document = copy.deepcopy(original)
         document.pop("sha256")
         _edit(document, values, generator)
-        document["sha256"] = _digest(document, model.tensors)
+        document["sha256"] = digest(document, model.tensors)
         header["__metadata__"][METADATA_KEY] = json.dumps(document, sort_keys=True, separators=(",", ":"))
         packed = json.dumps(header).encode()
         packed += b" " * (-len(packed) % 8)

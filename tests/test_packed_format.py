@@ -16,7 +16,8 @@ from packed_models import random_filters, small_model
 from safetensors.numpy import load, save
 
 from bam_plugin.packed import errors, read_packed, write_packed
-from bam_plugin.packed.format import METADATA_KEY, PackedModel, pack_model, unpack_model
+from bam_plugin.packed.container import METADATA_KEY, NEWEST_VERSION, digest
+from bam_plugin.packed.format import PackedModel, pack_model, unpack_model
 from bam_plugin.packed.graph import GraphBuilder, packed_filter_bytes
 from bam_plugin.packed.reference import bits_to_words, pack_filters, unpack_filters, words_to_bits
 
@@ -39,12 +40,10 @@ def rewrite(data: bytes, *, document=None, tensors=None) -> bytes:
 
 def resign(data: bytes) -> bytes:
     """Give an edited file the checksum of its content, as a forger would."""
-    from bam_plugin.packed.format import _digest
-
     meta = json.loads(header_of(data)["__metadata__"][METADATA_KEY])
     meta.pop("sha256", None)
     arrays = load(data)
-    meta["sha256"] = _digest(meta, arrays)
+    meta["sha256"] = digest(meta, arrays)
     return save(arrays, metadata={METADATA_KEY: json.dumps(meta)})
 
 
@@ -129,7 +128,7 @@ def edit_node(op, index, value):
 @pytest.mark.parametrize(
     ("expected", "edit"),
     [
-        (errors.NewerVersionError, set_path("format_version", value=2)),
+        (errors.NewerVersionError, set_path("format_version", value=NEWEST_VERSION + 1)),
         (errors.NotPackedError, set_path("format_version", value="1")),
         (errors.NotPackedError, set_path("extra", value=1)),
         (errors.NotPackedError, set_path("info", value=[])),

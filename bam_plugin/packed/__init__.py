@@ -14,7 +14,9 @@ from bam_plugin.packed.errors import (
     ConversionError,
     EngineError,
     InvalidGraphError,
+    InvalidLayerError,
     MissingTensorError,
+    MixedFileError,
     NewerVersionError,
     NotPackedError,
     PackedFormatError,
@@ -22,7 +24,8 @@ from bam_plugin.packed.errors import (
     TruncatedFileError,
     UnexpectedTensorError,
 )
-from bam_plugin.packed.format import PackedModel, read_packed, write_packed
+from bam_plugin.packed.format import PackedModel, read_model, read_packed, write_packed
+from bam_plugin.packed.mixed_format import MixedModel
 
 __all__ = [
     "ChecksumError",
@@ -30,7 +33,10 @@ __all__ = [
     "Engine",
     "EngineError",
     "InvalidGraphError",
+    "InvalidLayerError",
     "MissingTensorError",
+    "MixedFileError",
+    "MixedModel",
     "NewerVersionError",
     "NotPackedError",
     "PackedFormatError",
@@ -39,6 +45,7 @@ __all__ = [
     "TruncatedFileError",
     "UnexpectedTensorError",
     "Upscaler",
+    "read_model",
     "read_packed",
     "write_packed",
 ]

@@ -29,12 +29,16 @@ class InvalidGraphError(PackedFormatError):
     """The graph in the file (or under construction) is inconsistent: unknown op, wrong operand, bad attribute."""
 
 
+class InvalidLayerError(PackedFormatError):
+    """A binary layer of a mixed network is inconsistent, or not one of the network that the file names."""
+
+
 class MissingTensorError(PackedFormatError):
-    """The graph names a tensor that the file does not hold."""
+    """The graph or the network names a tensor that the file does not hold."""
 
 
 class UnexpectedTensorError(PackedFormatError):
-    """The file holds a tensor that the graph does not name."""
+    """The file holds a tensor that neither the graph nor the network names."""
 
 
 class TensorShapeError(PackedFormatError):
@@ -43,6 +47,10 @@ class TensorShapeError(PackedFormatError):
 
 class ChecksumError(PackedFormatError):
     """The content does not match the SHA-256 that the file records."""
+
+
+class MixedFileError(PackedFormatError):
+    """A file of a mixed network was given where a packed graph is needed."""
 
 
 class ConversionError(BamError):

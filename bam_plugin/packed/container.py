@@ -1,0 +1,129 @@
+"""The container of packed files: safetensors with one metadata key, canonical and checksummed.
+
+What a file holds is said by its document, the compact JSON under that key: a graph (`format.py`) or a mixed network
+(`mixed_format.py`). Both are written and read here, so equal content gives equal bytes, and every fault of a container
+has its own error class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from bam_plugin.packed.errors import ChecksumError, NewerVersionError, NotPackedError, TruncatedFileError
+
+NEWEST_VERSION = 2
+METADATA_KEY = "bam"
+MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
+_DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "I64": np.dtype("<i8")}
+_NAMES = {np.dtype("float32"): "F32", np.dtype("uint8"): "U8", np.dtype("int64"): "I64"}
+
+
+def compact(document: object) -> str:
+    """JSON with sorted keys, without spaces, in ASCII; ValueError for NaN and infinity."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(document: dict, tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the compact JSON, then name, dtype, shape and bytes of each tensor in order of names."""
+    found = hashlib.sha256(compact(document).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        found.update(compact([name, _NAMES[array.dtype], list(array.shape)]).encode())
+        found.update(_little_endian(array))
+    return found.hexdigest()
+
+
+def _little_endian(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).astype(_DTYPES[_NAMES[array.dtype]], copy=False).tobytes()
+
+
+def pack_container(document: dict, tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of a packed file; its checksum is added to the document."""
+    complete = {**document, "sha256": digest(document, tensors)}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    # More than one metadata key would be written in random order by safetensors.
+    return bytes(save(arrays, metadata={METADATA_KEY: compact(complete)}))
+
+
+def unpack_container(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
+    """The document, without its checksum, and the tensors of a packed file whose checksum is right."""
+    header = _header(data)
+    _check_types(header, _DTYPES)
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise NotPackedError(f"not a valid safetensors file ({error})") from None
+    document = _read_document(header)
+    if document["format_version"] == 1:
+        _check_types(header, ("F32", "U8"))
+    stated = document.pop("sha256", None)
+    found = digest(document, tensors)
+    if stated != found:
+        raise ChecksumError(f"content SHA-256 is {found}, the file states {stated!r}; fetch the file again")
+    return document, tensors
+
+
+def check_fields(document: dict, fields: set[str]) -> None:
+    """Raise NotPackedError unless the document has exactly these fields (the checksum apart)."""
+    if set(document) != fields:
+        raise NotPackedError(f"metadata fields {sorted(fields)} expected, found {sorted(document)}")
+
+
+def _check_types(header: dict, allowed: Collection[str]) -> None:
+    for name, entry in header.items():
+        if name != "__metadata__" and entry.get("dtype") not in allowed:
+            raise NotPackedError(f"tensor {name!r} has dtype {entry.get('dtype')}; only {sorted(allowed)} are allowed")
+
+
+def _header(data: bytes) -> dict:
+    """The container's header, after the checks that tell a short file from a foreign one."""
+    if len(data) < 8:
+        raise TruncatedFileError(f"{len(data)} bytes are too few for a packed file")
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES or (len(data) > 8 and data[8:9] != b"{"):
+        raise NotPackedError("not a safetensors file (no header where one must start)")
+    if 8 + length > len(data):
+        raise TruncatedFileError(f"header of {length} bytes expected, only {len(data) - 8} bytes follow")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        promised = max([int(end) for end in ends], default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
+        raise NotPackedError("the safetensors header is damaged") from None
+    if 8 + length + promised > len(data):
+        raise TruncatedFileError(f"the header announces {8 + length + promised} bytes, found {len(data)}")
+    return header
+
+
+def _no_constants(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _read_document(header: dict) -> dict:
+    metadata = header.get("__metadata__")
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise NotPackedError(
+            f"a safetensors file, but not a packed network (no metadata key {METADATA_KEY!r}); "
+            "make one with `bam convert`"
+        )
+    try:
+        document = json.loads(text, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
+        raise NotPackedError(f"the metadata is not valid JSON ({error})") from None
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if type(version) is not int or version < 1:
+        raise NotPackedError("the metadata has no format version")
+    if version > NEWEST_VERSION:
+        raise NewerVersionError(
+            f"format version {version}, this program reads up to {NEWEST_VERSION}; update bam-plugin"
+        )
+    if not isinstance(document.get("info"), dict):
+        raise NotPackedError("the metadata has no object of facts (info)")
+    return document

@@ -1,0 +1,107 @@
+"""One packed binary convolution on its own: thresholds, bits, counts, scales, by the kernels of the engine.
+
+For networks that run elsewhere (in torch, see `torch_module.py`) and hand over one layer's work at a time. The layer is
+a small graph of the ordinary ops, so its results are those of `reference.py` in every bit. Where the caller's memory
+has the kernels' own layout, they read and write it directly.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from bam_plugin.packed import kernels
+from bam_plugin.packed.engine import Engine, choose_isa
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.graph import INPUT, GraphBuilder
+from bam_plugin.packed.program import Program, Weights
+
+
+def layer_model(
+    *, weight: np.ndarray, scale: np.ndarray, threshold: np.ndarray, flip: np.ndarray, kernel: int, alphabet: str
+) -> PackedModel:
+    """The graph of a layer: sum over activation bases n, weight bases m (m first) of scale[n, m] times a dot product.
+
+    Tensors as in `mixed_format.BinaryLayer`.
+    """
+    builder = GraphBuilder(num_in_ch=threshold.shape[1])
+    filters = [np.ascontiguousarray(base) for base in weight]
+    total = None
+    for base in range(len(threshold)):
+        tensors = {"threshold": threshold[base], "flip": flip[base]}
+        signs = builder.add("threshold", "signs", builder.input, tensors=tensors)
+        for bits, factor in zip(filters, scale[base], strict=True):
+            attrs = {"kernel": kernel, "alphabet": alphabet}
+            term = builder.add("binary_conv2d", "conv", signs, attrs=attrs, tensors={"weight": bits, "scale": factor})
+            total = term if total is None else builder.add("add", "sum", total, term)
+    assert total is not None
+    return PackedModel(graph=builder.finish(total), tensors=builder.tensors)
+
+
+class _LayerProgram(Program):
+    """A program that reads and writes the caller's memory instead of its own."""
+
+    def __init__(self, *, model: PackedModel, weights: Weights, height: int, width: int):
+        super().__init__(model=model, weights=weights, height=height, width=width)
+        self._ends = [self._refs[INPUT], self._refs[model.graph.output]]
+        for name in (INPUT, model.graph.output):
+            self._buffers[name].data = self._buffers[name].data[:0].copy()  # never touched so far: gives it back
+
+    def run_between(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
+        """float32 (H, W, C) -> `result` (H, W, O), both with the strides of the kernels."""
+        for index, array in zip(self._ends, (source, result), strict=True):
+            self._map_array[index].data = array.ctypes.data
+        self.run_body(threads)
+
+
+class LayerKernel:
+    """A packed layer ready to run on maps of any size. Results do not depend on the number of threads.
+
+    One run at a time; others wait. Arguments as in `layer_model`; `isa` as in `Engine`.
+    """
+
+    def __init__(self, *, isa: str | None = None, **layer):
+        self.model = layer_model(**layer)
+        self.isa = choose_isa(isa)
+        compiled = kernels.compiled_isas().get(self.isa)
+        self._weights = None if compiled is None else Weights(isa=compiled)
+        self._engine = Engine(self.model, isa=self.isa, threads=1) if compiled is None else None
+        self._program: _LayerProgram | None = None
+        self._lock = threading.Lock()
+        sizes = (self.model.num_in_ch, self.model.graph.num_out_ch)
+        self._strides = [kernels.stride_of(size) for size in sizes]
+
+    def run(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
+        """Write the layer's output for `source`, float32 (H, W, C), into `result`, float32 (H, W, O).
+
+        Fastest where both are contiguous and C and O multiples of 16 (or below 8): then nothing is copied.
+        """
+        height, width, _ = source.shape
+        assert source.dtype == result.dtype == np.float32 and result.shape[:2] == (height, width)
+        with self._lock:
+            if self._engine is not None:
+                result[:] = self._engine.run(np.ascontiguousarray(source))
+                return
+            assert self._weights is not None
+            program = self._program
+            if program is None or (program.height, program.width) != (height, width):
+                program = _LayerProgram(model=self.model, weights=self._weights, height=height, width=width)
+                self._program = program
+            padded = _with_stride(source, self._strides[0])
+            target = result
+            if not result.flags.c_contiguous or result.shape[2] != self._strides[1]:
+                target = np.empty((height, width, self._strides[1]), np.float32)
+            program.run_between(padded, target, threads)
+            if target is not result:
+                result[:] = target[:, :, : result.shape[2]]
+
+
+def _with_stride(source: np.ndarray, stride: int) -> np.ndarray:
+    """`source` itself where its pixels lie `stride` floats apart, else a copy with zeros behind the channels."""
+    height, width, channels = source.shape
+    if channels == stride:
+        return np.ascontiguousarray(source)
+    padded = np.zeros((height, width, stride), np.float32)
+    padded[:, :, :channels] = source
+    return padded

@@ -1,0 +1,250 @@
+"""What a torch network needs of the picture around a pixel, and which sizes it takes: measured, for any architecture.
+
+Reach: one input pixel is made NaN, which every arithmetic operation hands on, so the NaNs of the output are the pixels
+that depend on it. Binary convolutions, whose signs would swallow it, are replaced by ones that hand it on; comparisons
+in the network's own code do swallow it. Narrow strips, one along each axis, are enough and cheap. A network whose NaNs
+fill the strip (pooling over the picture, attention over it) has no finite radius, and neither has one in which
+neighbouring pixels spread differently (windows, strides): a tile cut out of the picture would lie on another grid.
+
+Sizes: heights and widths are tried out.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.errors import ConversionError
+
+STRIPS = (64, 256, 1024)
+"""Lengths of the strips; a network that fills the last one has no finite radius."""
+
+MULTIPLES = (1, 2, 3, 4, 6, 8, 16, 32, 64)
+_LARGEST_LEAST = 64
+
+
+@dataclass(frozen=True)
+class Reach:
+    """`radius`: input pixels around a pixel that decide its output; None, and then `unbounded` says why."""
+
+    radius: int | None
+    unbounded: str = ""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Heights and widths that a network takes: multiples of `multiple` from `least` on. `scale`: what it makes of them.
+
+    `channels`: of the output.
+    """
+
+    multiple: int
+    least: int
+    scale: int
+    channels: int
+
+    def fit(self, length: int) -> int:
+        """The smallest length that the network takes and that holds `length`."""
+        return max(self.least, -(-length // self.multiple) * self.multiple)
+
+
+def run_fitted(network: nn.Module, x: Tensor, sizes: Sizes) -> Tensor:
+    """`network` on x (N, C, H, W) of any size: the last row and column are repeated as far as needed, and cut off."""
+    height, width = x.shape[2:]
+    pads = (0, sizes.fit(width) - width, 0, sizes.fit(height) - height)
+    if any(pads):
+        x = F.pad(x, pads, mode="replicate")
+    return network(x)[:, :, : height * sizes.scale, : width * sizes.scale]
+
+
+@torch.no_grad()
+def find_sizes(network: nn.Module, num_in_ch: int) -> Sizes:
+    """Try out which sizes `network` (in evaluation mode) takes; a ConversionError if none of the usual ones."""
+    shape, fault = _try(network, num_in_ch, 64, 64)
+    if shape is None:
+        raise ConversionError(f"{type(network).__name__} does not run on a picture of 64x64 pixels ({fault})")
+    ratio = shape[2] / 64
+    if len(shape) != 4 or ratio != int(ratio) or shape[3] != shape[2]:
+        raise ConversionError(
+            f"{type(network).__name__} makes {tuple(shape)} of a picture of 64x64 pixels; an output enlarged by a "
+            "whole number was expected"
+        )
+
+    def works(height: int, width: int) -> bool:
+        made, _ = _try(network, num_in_ch, height, width)
+        return made is not None and tuple(made[2:]) == (height * ratio, width * ratio)
+
+    # Odd quotients, so that a multiple of 2 m is not taken for one of m.
+    multiple = next((m for m in MULTIPLES if works((32 // m | 1) * m, (40 // m | 1) * m)), None)
+    if multiple is None:
+        raise ConversionError(f"{type(network).__name__} takes no multiple of {MULTIPLES} as height and width")
+    least = multiple
+    while least <= _LARGEST_LEAST:
+        # From one that works on, none fails: a padding by reflection needs a size of its own only up to its length.
+        failed = [n for n in range(2 * least, least - 1, -multiple) if not works(n, n)]
+        if not failed:
+            return Sizes(multiple=multiple, least=least, scale=int(ratio), channels=shape[1])
+        least = failed[0] + multiple
+    raise ConversionError(f"{type(network).__name__} takes no pictures of about {_LARGEST_LEAST} pixels")
+
+
+def _try(network: nn.Module, num_in_ch: int, height: int, width: int) -> tuple[torch.Size | None, str]:
+    """The shape of the output for an input of that size, or None and what the network raised."""
+    try:
+        return network(torch.zeros(1, num_in_ch, height, width)).shape, ""
+    except Exception as error:  # a foreign network may raise anything at a size that does not suit it
+        return None, f"{type(error).__name__}: {error}"
+
+
+class _OpenConv(nn.Module):
+    """In place of a binary convolution: 0, or NaN where its window has one."""
+
+    def __init__(self, conv: BinaryConv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    @property
+    def weight(self) -> Tensor:
+        """What a member of an accumulation group hands on."""
+        return self.conv.weight
+
+    def forward(self, x: Tensor, previous: Any = ()) -> Tensor:
+        """(N, C, H, W) -> (N, O, H', W')."""
+        conv = self.conv
+        window = x.new_ones(1, 1, conv.kernel_size, conv.kernel_size)
+        seen = F.conv2d((x * 0).sum(1, keepdim=True), window, stride=conv.stride, padding=conv.padding)
+        return seen.expand(-1, conv.out_channels, -1, -1).clone()
+
+
+@dataclass
+class _Call:
+    """A finished call of a module: where its operands and its result have NaNs, along the strip."""
+
+    name: str
+    inputs: list[list[bool]]
+    output: list[bool] | None
+
+
+@dataclass
+class _Probe:
+    """One run with a NaN at `position` of a strip of `length` pixels."""
+
+    position: int
+    length: int
+    calls: list[_Call] = field(default_factory=list)
+    result: list[bool] = field(default_factory=list)
+
+    def span(self, marks: list[bool]) -> tuple[int, int] | None:
+        """First and last NaN, counted from where the pixel lies on a map of this length; None if it has none or if
+        the pixel's place is no whole number there.
+        """
+        found = [index for index, mark in enumerate(marks) if mark]
+        at, rest = divmod(self.position * len(marks), self.length)
+        return (found[0] - at, found[-1] - at) if found and not rest else None
+
+
+def _local(marks: list[bool]) -> bool:
+    """Whether NaNs keep away from both ends of the map."""
+    return not (marks[0] or marks[-1])
+
+
+@torch.no_grad()
+def find_reach(network: nn.Module, sizes: Sizes, num_in_ch: int) -> Reach:
+    """Measure the receptive radius of `network`, which has `BinaryConv2d`s and takes `sizes`."""
+    twin = _open_twin(network)
+    radius = 0
+    for vertical in (False, True):
+        for length in STRIPS:
+            pair = [_run_probe(twin, sizes, num_in_ch, length, at, vertical) for at in (length // 2, length // 2 + 1)]
+            if all(_local(probe.result) for probe in pair) or length == STRIPS[-1]:
+                break
+        reason = _reason(network, pair)
+        if reason:
+            return Reach(None, reason)
+        for probe in pair:
+            marked = [index // sizes.scale for index, mark in enumerate(probe.result) if mark]
+            radius = max([radius, *(abs(index - probe.position) for index in marked)])
+    return Reach(radius)
+
+
+def _open_twin(network: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(network).float().eval()
+    for parent in list(twin.modules()):
+        for child, module in list(parent._modules.items()):
+            if isinstance(module, BinaryConv2d) and not isinstance(parent, _OpenConv):
+                setattr(parent, child, _OpenConv(module))
+    return twin
+
+
+def _run_probe(twin: nn.Module, sizes: Sizes, num_in_ch: int, length: int, position: int, vertical: bool) -> _Probe:
+    probe = _Probe(position=position, length=sizes.fit(length))
+    thickness = sizes.fit(1)
+    size = (probe.length, thickness) if vertical else (thickness, probe.length)
+    x = torch.zeros(1, num_in_ch, *size)
+
+    def marks(value: object) -> list[bool] | None:
+        """NaNs of a map (N, C, H, W), or of tokens (N, H * W, C), along the strip."""
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
+            return None
+        if value.ndim == 3 and value.shape[1] == size[0] * size[1]:
+            value = value.transpose(1, 2).unflatten(2, size)
+        if value.ndim != 4:
+            return None
+        return value.isnan().any(dim=(0, 1, 3) if vertical else (0, 1, 2)).tolist()  # type: ignore[arg-type]
+
+    def note(module: nn.Module, args: tuple, output: object, name: str) -> None:
+        inputs = [found for found in map(marks, args) if found is not None]
+        probe.calls.append(_Call(name, inputs, marks(output)))
+
+    if not torch.isfinite(twin(x)).all():
+        raise ConversionError("a black picture gives values that are not finite; the checkpoint's run has diverged")
+    x[(..., position, slice(None)) if vertical else (..., position)] = torch.nan
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: note(module, args, output, name))
+        for name, module in twin.named_modules()
+    ]
+    with torch.backends.nnpack.flags(enabled=False):  # its transforms would spread a NaN over a block of pixels
+        try:
+            result = twin(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+    probe.result = marks(result) or []
+    return probe
+
+
+def _reason(network: nn.Module, pair: list[_Probe]) -> str:
+    """Why there is no finite radius: the module behind which NaNs fill the strip, or spread unlike for two pixels."""
+    first, second = pair
+    everywhere = not all(_local(probe.result) for probe in pair)
+    uneven = _uneven(first, first.result, second, second.result)
+    if not everywhere and not uneven:
+        return ""
+    for one, other in zip(first.calls, second.calls, strict=False):
+        if one.output is None or other.output is None:
+            continue
+        if everywhere and all(one.output) and all(_local(marks) for marks in one.inputs):
+            return f"{_named(network, one.name)} sees the whole picture"
+        if _uneven(first, one.output, second, other.output) and not any(
+            _uneven(first, a, second, b) for a, b in zip(one.inputs, other.inputs, strict=False)
+        ):
+            return f"{_named(network, one.name)} does not treat all pixels alike (it works in windows or strides)"
+    if everywhere:
+        return f"an output pixel depends on more than {first.length // 2} input pixels to each side"
+    return "not all pixels are treated alike (windows or strides)"
+
+
+def _uneven(first: _Probe, one: list[bool], second: _Probe, other: list[bool]) -> bool:
+    """Whether two neighbouring pixels reach differently far on a map, as far as the strip tells."""
+    spans = first.span(one), second.span(other)
+    return None not in spans and spans[0] != spans[1] and _local(one) and _local(other)
+
+
+def _named(network: nn.Module, name: str) -> str:
+    return f"{name or 'the network'} ({type(network.get_submodule(name)).__name__})"
