@@ -1,4 +1,4 @@
-"""A mixed network in a packed file: binary layers as bits, the other state as floats, and the options to build the rest.
+"""A mixed network in a packed file: binary layers as bits, other state as floats, and the options to build the rest.
 
 Networks that no graph of `graph.py` expresses (attention, pooling over the picture, linear layers, ...) run in torch.
 The file holds the state of the torch module that `torch_module.pack_network` makes: for each binary convolution NAME
