@@ -24,6 +24,7 @@ COMMANDS = {
     "prepare": "prepare training sets and benchmarks: LR images, sub-images, LMDBs",
     "bench": "measure how fast a packed file runs on this machine",
     "convert": "convert a training checkpoint to a bit-packed file",
+    "quantize": "offer faster integer precisions in a packed file, with their measured cost",
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",
     "compare": "show results side by side: a sheet with measured values, or a page with a divider to drag",

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from packed_models import small_model
 
-from bam_plugin.packed import Engine
+from bam_plugin.packed import Engine, PackedModel
 from bam_plugin.packed.graph import INPUT
+from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.kernels import Isa, Map, Stage
+from bam_plugin.packed.precision import INTEGERS, Offer, reducible_convs
 from bam_plugin.packed.program import Program, Weights
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
@@ -63,7 +65,20 @@ def write_program(program: Program, image: np.ndarray, path: Path) -> None:
 @pytest.mark.parametrize("isa", [NEON, PORTABLE], ids=lambda isa: isa.name)
 @pytest.mark.parametrize(("channels", "colours"), [(5, 3), (16, 1), (48, 1), (48, 3), (70, 3)])
 def test_arm_equals_the_reference(driver, tmp_path, isa, channels, colours):
-    model = small_model(channels=channels, blocks=1, in_channels=colours)
+    compare(driver, tmp_path, isa, small_model(channels=channels, blocks=1, in_channels=colours))
+
+
+@pytest.mark.parametrize("isa", [NEON, PORTABLE], ids=lambda isa: isa.name)
+@pytest.mark.parametrize("precision", INTEGERS)
+@pytest.mark.parametrize("channels", [12, 48])
+def test_arm_equals_the_reference_on_integers(driver, tmp_path, isa, precision, channels):
+    model = small_model(channels=channels, blocks=1)
+    ranges = {name: (2.0,) * channels for name, channels in reducible_convs(model.graph).items()}
+    compare(driver, tmp_path, isa, with_integers(model, Offer(INTEGERS[precision], ranges, {}, {})))
+
+
+def compare(driver: Path, tmp_path: Path, isa: Isa, model: PackedModel) -> None:
+    colours = model.num_in_ch
     image = np.random.default_rng(0).random((7, 51, colours)).astype(np.float32)
     program = Program(model=model, weights=Weights(isa=isa), height=7, width=51)
     write_program(program, image, tmp_path / "program")

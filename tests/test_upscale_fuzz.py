@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -55,10 +56,13 @@ def test_broken_packed_files_raise_only_named_errors(seed):
 def test_packed_files_with_forged_graphs_raise_only_named_errors_or_run():
     image = np.full((3, 4, 3), 0.5, np.float32)
     ran = 0
-    for data in islice(edited_models(tiny_model(), np.random.default_rng(5)), 1500):
+    offer = {"ranges": {"tail": [2.0] * 8}, "cost_db": {"Set5": 0.001}, "calibration": {"name": "photos"}}
+    model = replace(tiny_model(), metadata={"precisions": {"int8": offer}})
+    for data in islice(edited_models(model, np.random.default_rng(5)), 1500):
         try:
             model = unpack_model(data)
             result = Engine(model, threads=1).run(image)
+            Engine(model, threads=1, precision="int8").run(image)
         except BamError:
             continue
         ran += 1

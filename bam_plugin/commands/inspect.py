@@ -60,12 +60,19 @@ def _summary(facts: dict[str, Any]) -> str:
         "other operations": ", ".join(
             f"{count} {name}" for name, count in facts["operations"].items() if not name.endswith("conv2d")
         ),
+        "precisions": "; ".join(_precision(name, offer) for name, offer in facts["precisions"].items()),
         "metrics": _flat(facts["metrics"]) or "not recorded",
         **{name.replace("_", " "): _flat(value) for name, value in facts["origin"].items()},
         "sha256": f"{facts['sha256']} (verified)",
     }
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
+
+
+def _precision(name: str, offer: dict[str, Any] | None) -> str:
+    """A precision with its cost: "int8 (Set5 +0.001 dB)"."""
+    costs = ", ".join(f"{benchmark} {cost:+.3f} dB" for benchmark, cost in offer["cost_db"].items()) if offer else ""
+    return f"{name} (costs {costs})" if costs else name
 
 
 def _flat(value: object) -> str:

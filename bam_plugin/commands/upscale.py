@@ -23,6 +23,7 @@ from bam_plugin.batch_progress import BatchProgress, explain_failure, list_failu
 from bam_plugin.packed.file_jobs import Job, find_sources, plan_jobs
 from bam_plugin.packed.images import MAX_PIXELS
 from bam_plugin.packed.picture_writer import DEFAULT_QUALITY
+from bam_plugin.packed.precision import FLOAT, PRECISIONS
 from bam_plugin.packed.upscaler import MAX_SCALE, Upscaler, UpscaleResult, target_size
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-t", "--tile", type=_tile, default=None, help="edge of a tile in input pixels, 0 for none, auto (default)")
     add("-j", "--threads", type=_positive, help="threads to use (default: all processors)")
     add("--isa", help="instruction set to use (default: the best this processor has)")
+    add("--precision", choices=PRECISIONS, default=FLOAT, help="of the float layers, if the file offers it (fp32)")
     add("--ext", choices=["auto", "png", "jpg", "webp"], default="auto", help="format of the results (default: auto)")
     add("--quality", type=_quality, default=DEFAULT_QUALITY, help="1 to 100 for jpg and webp (default: %(default)s)")
     add("--suffix", default="", help="text put behind each result's name")
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     # Before the network is read: a wrong path is the likeliest mistake.
     sources = find_sources(args.input, output=args.output, recursive=args.recursive)
-    upscaler = Upscaler(args.model, scale=args.scale, isa=args.isa, threads=args.threads)
+    upscaler = Upscaler(args.model, scale=args.scale, isa=args.isa, threads=args.threads, precision=args.precision)
     scale = args.scale or upscaler.scale
     jobs = plan_jobs(
         sources,
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             "model": {"path": str(upscaler.path), "sha256": upscaler.model.sha256, "scale": upscaler.scale},
             "scale": scale,
             "isa": upscaler.isa,
+            "precision": upscaler.precision,
             "threads": upscaler.threads,
             "seconds": round(time.perf_counter() - started, 3),
             "files": records,

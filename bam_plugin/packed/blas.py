@@ -1,7 +1,8 @@
-"""The two convolutions by matrix multiplication: what runs where no compiled kernels are installed.
+"""The convolutions by matrix multiplication: what runs where no compiled kernels are installed.
 
 Signs are unpacked to +-1 floats (0 beyond the border), whose sums are exact integers in float32 in any order: this
-binary convolution equals `reference.binary_conv2d` bit for bit. The float convolution adds in the order of the BLAS at
+binary convolution equals `reference.binary_conv2d` bit for bit, and so does that of integers, whose sums are exact in
+float64. The float convolution adds in the order of the BLAS at
 hand and agrees with the reference to a few units in the last place.
 """
 
@@ -17,7 +18,7 @@ _STRIP_VALUES = 4_000_000  # float32 values of one strip's patch matrix: 16 MB
 def _convolve(padded: np.ndarray, matrix: np.ndarray, kernel: int) -> np.ndarray:
     """Valid convolution of (H + k - 1, W + k - 1, C) with (k * k * C, O), strip by strip."""
     height, width = padded.shape[0] - kernel + 1, padded.shape[1] - kernel + 1
-    result = np.empty((height, width, matrix.shape[1]), dtype=np.float32)
+    result = np.empty((height, width, matrix.shape[1]), dtype=np.float32)  # integers in float64 are rounded once here
     rows = max(1, _STRIP_VALUES // max(1, width * matrix.shape[0]))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(0, 1))
     for start in range(0, height, rows):
@@ -37,6 +38,13 @@ def conv2d(value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = N
     matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
     result = _convolve(_pad(value, kernel // 2), matrix, kernel)
     return result if bias is None else result + bias
+
+
+def int_conv2d(value: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """As `reference.int_conv2d`, bit for bit."""
+    kernel = weight.shape[2]
+    matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]), dtype=np.float64)
+    return scale * _convolve(_pad(value, kernel // 2).astype(np.float64), matrix, kernel) + bias
 
 
 def binary_conv2d(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import Node
+from bam_plugin.packed.precision import FLOAT, Offer, read_offers
 
 _KINDS = {"conv2d": "float conv", "binary_conv2d": "binary conv"}
 _ORIGIN = ("producer", "source_sha256", "source_key", "training", "terms")
@@ -16,14 +17,15 @@ def describe(model: PackedModel, *, file_bytes: int) -> dict[str, object]:
     """The facts of a packed network; everything in it is JSON.
 
     `layers` lists the convolutions in order: name, kind, channels, kernel edge, weight bits, and the bytes of all their
-    tensors. `binary` and `float` add up the weights of one bit and all other numbers. `metrics` and `origin` are what
-    the maker recorded; `info` is all of it.
+    tensors. `binary` and `float` add up the weights of one bit and all other numbers. `precisions` has
+    fp32 and the offered ones with their cost in dB by benchmark. `metrics` and `origin` are what the maker recorded;
+    `info` is all of it.
     """
     layers = [_layer(model, node) for node in model.graph.nodes if node.op in _KINDS]
     binary_bytes = sum(model.tensors[node.tensors["weight"]].nbytes for node in _nodes(model, "binary_conv2d"))
     tensor_bytes = sum(array.nbytes for array in model.tensors.values())
     floats = sum(array.size for array in model.tensors.values() if array.dtype == "float32")
-    info = dict(model.metadata)
+    info, graph = dict(model.metadata), model.graph
     return {
         "network": _network(info),
         "scale": model.scale,
@@ -35,10 +37,15 @@ def describe(model: PackedModel, *, file_bytes: int) -> dict[str, object]:
         "operations": dict(sorted(Counter(node.op for node in model.graph.nodes).items())),
         "layers": layers,
         "metrics": info.get("metrics"),
+        "precisions": {FLOAT: None, **{name: _offer(offer) for name, offer in read_offers(graph, info).items()}},
         "origin": {name: info[name] for name in _ORIGIN if name in info},
         "sha256": model.sha256,
         "info": info,
     }
+
+
+def _offer(offer: Offer) -> dict[str, object]:
+    return {"cost_db": dict(offer.cost), "calibration": dict(offer.calibration), "convolutions": list(offer.ranges)}
 
 
 def _nodes(model: PackedModel, op: str) -> list[Node]:

@@ -18,6 +18,8 @@ from bam_plugin.packed import blas, kernels, reference
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
+from bam_plugin.packed.integers import at_precision
+from bam_plugin.packed.precision import FLOAT
 from bam_plugin.packed.program import Program, Weights
 
 Kernel = Callable[..., np.ndarray]
@@ -38,10 +40,17 @@ _REFERENCE: Mapping[str, Kernel] = {
     "channel_mean": reference.channel_mean,
     "pixel_shuffle": reference.pixel_shuffle,
     "resize": reference.resize,
+    "quantize": reference.quantize,
+    "int_conv2d": reference.int_conv2d,
 }
 _KERNELS: Mapping[str, Mapping[str, Kernel]] = {
     "reference": _REFERENCE,
-    "numpy": {**_REFERENCE, "conv2d": blas.conv2d, "binary_conv2d": blas.binary_conv2d},
+    "numpy": {
+        **_REFERENCE,
+        "conv2d": blas.conv2d,
+        "binary_conv2d": blas.binary_conv2d,
+        "int_conv2d": blas.int_conv2d,
+    },
 }
 ISA_VARIABLE = "BAM_ISA"
 
@@ -137,19 +146,24 @@ class _CompiledRunner:
 class Engine:
     """A packed network ready to run.
 
-    `isa` and `threads` are the choices in force. Results do not depend on `threads`. One engine may be used from
-    several threads; its runs then wait for each other.
+    `isa`, `threads` and `precision` are the choices in force. Results do not depend on `threads`. `precision` is that
+    of the float layers behind the last sign: "fp32", or "int8" or "int16" where the file offers it (`bam quantize`).
+    One engine may be used from several threads; its runs then wait for each other.
     """
 
-    def __init__(self, model: PackedModel, *, isa: str | None = None, threads: int | None = None):
+    def __init__(
+        self, model: PackedModel, *, isa: str | None = None, threads: int | None = None, precision: str = FLOAT
+    ):
         self.model = model
+        self.precision = precision
         self.isa = choose_isa(isa)
         self.threads = choose_threads(threads)
         compiled = kernels.compiled_isas().get(self.isa)
+        run = at_precision(model, precision)
         self._runner = (
-            _ArrayRunner(model=model, kernels=_KERNELS[self.isa])
+            _ArrayRunner(model=run, kernels=_KERNELS[self.isa])
             if compiled is None
-            else _CompiledRunner(model=model, isa=compiled)
+            else _CompiledRunner(model=run, isa=compiled)
         )
 
     def run(self, image: np.ndarray, *, observe: Observer | None = None) -> np.ndarray:

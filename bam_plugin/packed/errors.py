@@ -53,9 +53,13 @@ class MixedFileError(PackedFormatError):
     """A file of a mixed network was given where a packed graph is needed."""
 
 
+class InvalidPrecisionError(PackedFormatError):
+    """What the file says about a reduced precision (ranges, cost) does not fit its graph or its limits."""
+
+
 class ConversionError(BamError):
     """A checkpoint, option file or module cannot be turned into a packed file."""
 
 
 class EngineError(BamError):
-    """The engine was given an image, instruction set or thread count that it cannot serve."""
+    """The engine was given an image, instruction set, precision or thread count that it cannot serve."""

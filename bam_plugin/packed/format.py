@@ -20,6 +20,7 @@ from bam_plugin.packed.errors import InvalidGraphError, MixedFileError, PackedFo
 from bam_plugin.packed.graph import Graph, Node, check_graph
 from bam_plugin.packed.mixed_format import VERSION as MIXED_VERSION
 from bam_plugin.packed.mixed_format import MixedModel, mixed_document, unpack_mixed
+from bam_plugin.packed.precision import read_offers
 
 VERSION = 1
 _FIELDS = {"format_version", "graph", "info", "scale", "receptive_radius"}
@@ -162,6 +163,7 @@ def _unpack_graph(document: dict, tensors: Mapping[str, np.ndarray]) -> PackedMo
     graph = check_graph(
         num_in_ch=document["graph"]["num_in_ch"], nodes=nodes, output=document["graph"]["output"], tensors=tensors
     )
+    read_offers(graph, document["info"])  # refuses what no engine could use
     model = PackedModel(graph=graph, tensors=tensors, metadata=document["info"])
     if (document["scale"], document["receptive_radius"]) != (model.scale, model.receptive_radius):
         raise InvalidGraphError(

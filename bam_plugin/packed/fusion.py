@@ -1,8 +1,9 @@
 """Which nodes of a graph run as one operation on a tile.
 
-Three patterns are recognised, all of them exact (the fused operation rounds where its parts do):
+Four patterns are recognised, all of them exact (the fused operation rounds where its parts do):
 - binary_conv2d + add: the convolution adds onto the identity path;
 - binary_conv2d [+ add] + threshold: the sum becomes bits while it is in a register, and is stored only if read again;
+- int_conv2d + quantize, and any convolution [+ quantize] + pixel_shuffle: the channels are made in the shuffle's order;
 - channel_mean + scale [+ affine by an offset] + mul [+ add] [+ threshold]: a weighed term of an accumulated activation.
 """
 
@@ -33,6 +34,8 @@ _CODES = {
     "channel_mean": kernels.MEAN,
     "pixel_shuffle": kernels.SHUFFLE,
     "resize": kernels.RESIZE,
+    "quantize": kernels.QUANTIZE,
+    "int_conv2d": kernels.INT_CONV,
 }
 
 
@@ -40,7 +43,8 @@ _CODES = {
 class TileOp:
     """One operation on a tile. `in0`, `in1`, `out0`, `out1` are names of values; roles as in csrc/bam.h.
 
-    `floats` and `integers` fill f0.. and i0..; `arrays` holds the tensors by role.
+    `floats` and `integers` fill f0.. and i0..; `arrays` holds the tensors by role. `spread`: the factor of the pixel
+    shuffle behind a convolution, which makes its channels in the order (row, column, channel).
     """
 
     code: int
@@ -53,6 +57,7 @@ class TileOp:
     integers: tuple[int, ...] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     alphabet: str = "-1,+1"
+    spread: int = 1
 
     @property
     def inputs(self) -> list[str]:
@@ -66,7 +71,7 @@ class TileOp:
 
     def reach(self) -> int | None:
         """Rows around a row that `in0` is read at; None where only the pixel itself is."""
-        if self.code in (kernels.BINARY_CONV, kernels.CONV):
+        if self.code in kernels.CONVOLUTIONS:
             return self.kernel // 2 if self.kernel > 1 else None
         return 2 if self.code == kernels.RESIZE else None
 
@@ -79,7 +84,7 @@ def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> Til
     attrs = node.attrs
     if node.op == "binary_conv2d":
         op.kernel, op.alphabet = int(attrs["kernel"]), str(attrs["alphabet"])
-    elif node.op == "conv2d":
+    elif node.op in ("conv2d", "int_conv2d"):
         op.kernel = arrays["weight"].shape[2]
     elif node.op in ("add", "mul"):
         left, right = node.inputs
@@ -90,6 +95,8 @@ def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> Til
         op.floats = (float(attrs["slope"]),)
     elif node.op == "scale":
         op.floats = (float(attrs["factor"]),)
+    elif node.op == "quantize":
+        op.floats = (float(attrs["limit"]),)
     elif node.op == "clamp":
         op.floats = (float(attrs["low"]), float(attrs["high"]))
     elif node.op == "channel_mean":
@@ -129,6 +136,8 @@ class _Fuser:
                 self.fuse_conv(node)
             elif node.op == "mul":
                 self.fuse_weight(node)
+            elif node.op in ("conv2d", "int_conv2d"):
+                self.fuse_spread(node)
         ops = []
         for node in self.graph.nodes:
             if node.name in self.replaced:
@@ -139,6 +148,24 @@ class _Fuser:
 
     def fuse_conv(self, node: Node) -> None:
         self.extend(node, _base_op(node, self.graph, self.tensors))
+
+    def fuse_spread(self, node: Node) -> None:
+        """A convolution's quantised result, and its channels in the order in which a pixel shuffle takes them."""
+        op, value = _base_op(node, self.graph, self.tensors), node.name
+        reader = self.only_reader(value)
+        if node.op == "int_conv2d" and reader is not None and reader.op == "quantize":
+            quantize = _base_op(reader, self.graph, self.tensors)
+            op.out0, op.out1, op.floats = None, reader.name, quantize.floats
+            op.arrays |= quantize.arrays
+            self.absorbed.add(value)
+            value = reader.name
+            reader = self.only_reader(value)
+        if reader is not None and reader.op == "pixel_shuffle":
+            shuffle = _base_op(reader, self.graph, self.tensors)
+            op.spread = shuffle.integers[0]
+            shuffle.integers = (op.spread, 1)
+            self.replaced[reader.name] = shuffle
+        self.replaced[value] = op
 
     def extend(self, node: Node, op: TileOp) -> None:
         """Let `op`, which makes the value of `node`, take over an addition and a threshold behind it."""

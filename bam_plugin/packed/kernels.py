@@ -19,7 +19,7 @@ from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.reference import unpack_filters
 
 _log = logging.getLogger(__name__)
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_THREADS = 256
 GROUP = 16  # floats: wide pixels are padded to a multiple of this
 NARROW = 8  # pixels of fewer channels are stored without padding
@@ -27,6 +27,8 @@ NARROW = 8  # pixels of fewer channels are stored without padding
 # Codes of csrc/bam.h
 BINARY_CONV, CONV, THRESHOLD, RELU, LEAKY_RELU, PRELU, AFFINE, ADD = range(8)
 MUL, SCALE, CLAMP, MEAN, SHUFFLE, RESIZE, WEIGH = range(8, 15)
+QUANTIZE, INT_CONV = range(15, 17)
+CONVOLUTIONS = (BINARY_CONV, CONV, INT_CONV)
 
 
 class Map(ctypes.Structure):
@@ -57,7 +59,7 @@ class Op(ctypes.Structure):
         *((name, c_int32) for name in ("code", "in_channels", "out_channels", "kernel")),
         *((name, Ref) for name in ("in0", "in1", "out0", "out1")),
         *((name, c_float) for name in ("f0", "f1", "f2")),
-        *((name, c_int32) for name in ("i0", "i1")),
+        *((name, c_int32) for name in ("i0", "i1", "i2")),
         *((f"p{index}", c_void_p) for index in range(7)),
     ]
 
@@ -73,12 +75,16 @@ class Stage(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Isa:
-    """One instruction set of the library. `lanes` and `max_vectors` fix the layout of repacked weights."""
+    """One instruction set of the library. `lanes` and `max_vectors` fix the layout of repacked weights.
+
+    `dot_bytes`: 8-bit integers are stored in bytes; else in 16 bits.
+    """
 
     name: str
     index: int
     lanes: int
     max_vectors: int
+    dot_bytes: bool = False
 
 
 @functools.cache
@@ -115,7 +121,8 @@ def compiled_isas() -> dict[str, Isa]:
     for index in range(library.bam_isa_count()):
         if library.bam_isa_supported(index):
             name = library.bam_isa_name(index).decode()
-            found[name] = Isa(name, index, library.bam_isa_lanes(index), library.bam_isa_max_vectors(index))
+            facts = library.bam_isa_lanes(index), library.bam_isa_max_vectors(index)
+            found[name] = Isa(name, index, *facts, bool(library.bam_isa_dot_bytes(index)))
     return found
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.packed import kernels
+from bam_plugin.packed import int_layout, kernels
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.fusion import TileOp, tile_ops
 from bam_plugin.packed.graph import INPUT
 from bam_plugin.packed.kernels import Isa, Map, Op, Ref, Stage, stride_of
+from bam_plugin.packed.precision import INTEGERS
 from bam_plugin.packed.reference import words_for
 from bam_plugin.packed.stages import StageOps, plan_stages
 
@@ -29,9 +30,9 @@ TILES = (48, 32, 24, 16, 12, 8)  # pixels of a tile; the largest is MAX_TILE of 
 SCRATCH_BYTES = 26 << 10  # what a tile's own values may take of the cache next to the core
 
 
-def aligned_zeros(size: int) -> np.ndarray:
-    """uint8 zeros whose address is a multiple of a cache line."""
-    raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+def aligned_zeros(size: int, fill: int = 0) -> np.ndarray:
+    """uint8 zeros (or other numbers) whose address is a multiple of a cache line."""
+    raw = np.full(size + ALIGNMENT, fill, dtype=np.uint8) if fill else np.zeros(size + ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size]
 
@@ -49,14 +50,18 @@ class Weights:
 
     def __init__(self, *, isa: Isa):
         self.isa = isa
-        self._made: dict[tuple[int, str], np.ndarray] = {}
+        self._made: dict[tuple[int, str], list[np.ndarray]] = {}
+
+    def get_all(self, array: np.ndarray, what: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """As `get` for several arrays that are made together."""
+        key = (id(array), what)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def get(self, array: np.ndarray, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The result of `make`, kept under the identity of `array` (which the model keeps alive) and `what`."""
-        key = (id(array), what)
-        if key not in self._made:
-            self._made[key] = np.ascontiguousarray(make())
-        return self._made[key]
+        return self.get_all(array, what, lambda: [np.ascontiguousarray(make())])[0]
 
 
 class Program:
@@ -77,10 +82,12 @@ class Program:
         types = model.graph.types
         self.plan = plan_stages(model.graph, tile_ops(model.graph, model.tensors, fuse=not keep), keep=keep)
         self._keep = keep
-        widest = max(self._row_bytes(name) for name in types)
+        widest = max(self._row_bytes(name) + self._slack(name) for name in types)
         self._zeros = aligned_zeros(widest)
+        self._byte_zeros = aligned_zeros(widest, int_layout.BYTE_ZERO)
+        self._alive.append(self._byte_zeros)
         self._strips = self._cut_strips()
-        self._add_map(INPUT, aligned_zeros(height * self._row_bytes(INPUT)), height)
+        self._add_map(INPUT, self._memory(INPUT, height), height)
         self._lay_out_body()
         self._lay_out_tail()
         self._scratch_bytes = ALIGNMENT
@@ -93,7 +100,24 @@ class Program:
 
     def _pixel_bytes(self, name: str) -> int:
         value = self.model.graph.types[name]
-        return 8 * words_for(value.channels) if value.kind == "signs" else 4 * stride_of(value.channels)
+        if value.kind == "signs":
+            return 8 * words_for(value.channels)
+        if value.kind in INTEGERS:
+            return (1 if self._in_bytes(name) else 2) * int_layout.int_stride(value.channels)
+        return 4 * stride_of(value.channels)
+
+    def _in_bytes(self, name: str) -> bool:
+        return self.model.graph.types[name].kind == "int8" and self.isa.dot_bytes
+
+    def _slack(self, name: str) -> int:
+        """Bytes behind a map that may be read, whatever they hold."""
+        is_integer = self.model.graph.types[name].kind in INTEGERS
+        return int_layout.SLACK_PIXELS * self._pixel_bytes(name) if is_integer else 0
+
+    def _memory(self, name: str, rows: int) -> np.ndarray:
+        """Memory for so many rows of a value, full of zeros."""
+        size = rows * self._row_bytes(name) + self._slack(name)
+        return aligned_zeros(size, int_layout.BYTE_ZERO if self._in_bytes(name) else 0)
 
     def _row_bytes(self, name: str) -> int:
         up = self.model.graph.types[name].up
@@ -108,7 +132,7 @@ class Program:
         self._maps.append(
             Map(
                 data=data.ctypes.data,
-                zeros=self._zeros.ctypes.data,
+                zeros=(self._byte_zeros if self._in_bytes(name) else self._zeros).ctypes.data,
                 row_stride=row_bytes,
                 pixel_stride=self._pixel_bytes(name),
                 row0=0,
@@ -121,7 +145,8 @@ class Program:
     def _geometry(self, name: str, rows: int) -> tuple[int, ...]:
         """Maps with equal geometry can take each other's buffer: the zeros at the ends of rows stay zeros."""
         value = self.model.graph.types[name]
-        return (int(value.kind == "signs"), value.channels, value.up, self.plan.pads.get(name, 0), rows)
+        kind = ("float", "signs", *INTEGERS).index(value.kind)
+        return (kind, value.channels, value.up, self.plan.pads.get(name, 0), rows)
 
     def _lay_out_body(self) -> None:
         free: list[_Buffer] = []
@@ -136,7 +161,7 @@ class Program:
                 ready = free + [self._buffers[old] for old in dying if plan.may_overwrite(at, old, name)]
                 reused = next((buffer for buffer in ready if buffer.key == key), None)
                 if reused is None or name == self.model.graph.output:
-                    self._add_map(name, aligned_zeros(rows * self._row_bytes(name)), rows)
+                    self._add_map(name, self._memory(name, rows), rows)
                     continue
                 self._add_map(name, reused.data, rows)
                 free = [buffer for buffer in free if buffer is not reused]
@@ -150,7 +175,7 @@ class Program:
             for name in stage.whole:
                 ratio = graph.types[name].up // stage.up
                 total = self.height * graph.scale if name == graph.output else rows * ratio
-                self._add_map(name, aligned_zeros(total * self._row_bytes(name)), total)
+                self._add_map(name, self._memory(name, total), total)
 
     def _cut_strips(self) -> list[list[tuple[int, int]]]:
         """Row spans of the tail's stages, strip by strip; one empty list where there is no tail."""
@@ -186,7 +211,7 @@ class Program:
             for name in op.outputs:
                 if name in self._refs:
                     continue
-                size = -(-tile * self._pixel_bytes(name) // ALIGNMENT) * ALIGNMENT
+                size = -(-(tile * self._pixel_bytes(name) + self._slack(name)) // ALIGNMENT) * ALIGNMENT
                 at = 0
                 for start, end in sorted(live.values()):
                     if start - at >= size:
@@ -244,14 +269,19 @@ class Program:
             filled.i0 = len(columns)
         elif op.code == kernels.CONV:
             weight = arrays["weight"]
-            filled.p0 = self._pointer(weights.get(weight, "conv", lambda: kernels.repack_conv(weight, self.isa)))
-            bias = arrays.get("bias")
-            if bias is None:
-                zeros = np.zeros(len(weight), dtype=np.float32)
-                bias_padded = weights.get(weight, "bias", lambda: kernels.padded_channels(zeros, lanes))
-                filled.p1 = self._pointer(bias_padded)
-            else:
-                filled.p1 = padded("bias")
+            bias = arrays.get("bias", np.zeros(len(weight), dtype=np.float32))
+            order = int_layout.channel_order(len(weight), op.spread)
+            key = f"by {op.spread}"
+            filled.p0 = self._pointer(weights.get(weight, key, lambda: kernels.repack_conv(weight[order], self.isa)))
+            filled.p1 = self._pointer(
+                weights.get(weight, f"bias {key}", lambda: kernels.padded_channels(bias[order], lanes))
+            )
+        elif op.code == kernels.INT_CONV:
+            self._fill_int_conv(filled, op)
+        elif op.code == kernels.QUANTIZE:
+            filled.p0, filled.i0 = padded("inverse"), self._in_bytes(op.outputs[0])
+        elif op.code == kernels.SHUFFLE:
+            filled.i2 = 4 if source.kind == "float" else 1 if self._in_bytes(op.in0) else 2
         elif op.code == kernels.PRELU:
             filled.p0 = padded("slope")
         elif op.code == kernels.AFFINE:
@@ -263,6 +293,29 @@ class Program:
             filled.p5 = padded("threshold", np.inf)
             filled.p6 = self._pointer(weights.get(flip, "flips", lambda: kernels.flip_words(flip)))
 
+    def _fill_int_conv(self, filled: Op, op: TileOp) -> None:
+        arrays, isa = op.arrays, self.isa
+        weight, in_bytes = arrays["weight"], self._in_bytes(op.in0)
+        order = int_layout.channel_order(len(weight), op.spread)
+        group = 1 if op.out1 else int_layout.group_of(len(weight), isa.lanes)
+        names = ("words", "scale", "start", "bias")
+
+        def make() -> list[np.ndarray]:
+            in_order = {role: arrays[role][order] for role in ("weight", "scale", "bias")}
+            made = int_layout.lay_out(**in_order, isa=isa, group=group, as_bytes=in_bytes)
+            return [getattr(made, name) for name in names]
+
+        made = self._weights.get_all(weight, f"{names} {group} {op.spread}", make)
+        filled.p0, filled.p1, filled.p2, filled.p3 = map(self._pointer, made)
+        filled.i0, filled.i1 = in_bytes, group
+        if op.out1:
+            inverse = arrays["inverse"]
+            filled.p4 = self._pointer(
+                self._weights.get(
+                    inverse, f"by {op.spread}", lambda: kernels.padded_channels(inverse[order], isa.lanes)
+                )
+            )
+
     # Running
 
     def _view(self, name: str) -> np.ndarray:
@@ -270,14 +323,18 @@ class Program:
         value = self.model.graph.types[name]
         height, width, pad = self.height * value.up, self.width * value.up, self.plan.pads.get(name, 0)
         rows = self._buffers[name].data[: height * self._row_bytes(name)]
-        dtype = np.uint64 if value.kind == "signs" else np.float32
+        in_bytes = self._in_bytes(name)
+        dtype = {"signs": np.uint64, "float": np.float32}.get(value.kind, np.uint8 if in_bytes else np.int16)
         return rows.view(dtype).reshape(height, width + 2 * pad, -1)[:, pad : pad + width]
 
     def value(self, name: str) -> np.ndarray:
-        """A copy of a value after a run: floats (H, W, C) or words."""
+        """A copy of a value after a run: floats (H, W, C), words, or int16 (H, W, C)."""
         value = self.model.graph.types[name]
         view = self._view(name)
-        return (view if value.kind == "signs" else view[:, :, : value.channels]).copy()
+        if value.kind == "signs":
+            return view.copy()
+        view = view[:, :, : value.channels]
+        return view - np.int16(int_layout.BYTE_ZERO) if self._in_bytes(name) else view.copy()
 
     def run(self, image: np.ndarray, threads: int) -> np.ndarray:
         """float32 (H, W, C) of the program's size -> float32 (H * scale, W * scale, C_out), a copy."""

@@ -126,6 +126,26 @@ def conv2d(value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = N
     return total
 
 
+def quantize(value: np.ndarray, *, inverse: np.ndarray, limit: int) -> np.ndarray:
+    """fl(x * inverse[c]) limited to -limit .. limit (NaN: -limit) and rounded to even, as int16."""
+    scaled = value * inverse
+    above = np.where(scaled > -np.float32(limit), scaled, -np.float32(limit))
+    return np.rint(np.where(above < limit, above, np.float32(limit))).astype(np.int16)
+
+
+def int_conv2d(value: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Convolution of integers: fl(fl(scale[o] * fl(sum)) + bias[o]); the sum is exact and fits 32 bits."""
+    height, width, _ = value.shape
+    out, _, kernel, _ = weight.shape
+    half = kernel // 2
+    padded = np.pad(value, ((half, half), (half, half), (0, 0))).astype(np.int64)
+    total = np.zeros((height, width, out), dtype=np.int64)
+    for row in range(kernel):
+        for column in range(kernel):
+            total += padded[row : row + height, column : column + width] @ weight[:, :, row, column].T.astype(np.int64)
+    return scale * total.astype(np.float32) + bias
+
+
 def relu(value: np.ndarray) -> np.ndarray:
     """Take x where x > 0, else +0."""
     return np.where(value > 0, value, np.float32(0))

@@ -48,7 +48,7 @@ class StagePlan:
         for index, op in enumerate(ops):
             if old not in op.inputs:
                 continue
-            convolved = old == op.in0 and op.code in (kernels.BINARY_CONV, kernels.CONV)
+            convolved = old == op.in0 and op.code in kernels.CONVOLUTIONS
             if op.reach() is not None and old == op.in0:
                 return False
             if index > written or (index == written and convolved):

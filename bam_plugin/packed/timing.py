@@ -6,6 +6,7 @@ them; medians and the spread between the quartiles are reported.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -20,6 +21,8 @@ from bam_plugin.packed import kernels
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.integers import at_precision
+from bam_plugin.packed.precision import FLOAT, read_offers
 from bam_plugin.packed.program import Program, Weights
 from bam_plugin.packed.reference import words_for
 
@@ -77,18 +80,20 @@ def _summary(values: list[float]) -> Timing:
 def engine_rivals(
     model: PackedModel, image: np.ndarray, *, isas: list[str], threads: int
 ) -> dict[str, Callable[[], object]]:
-    """Whole network, and where kernels are compiled its body and tail, by instruction set."""
+    """Whole network, and where kernels are compiled its body and tail, by instruction set and offered precision."""
     height, width, _ = image.shape
     rivals: dict[str, Callable[[], object]] = {}
-    for isa in isas:
-        engine = Engine(model, isa=isa, threads=threads)
-        rivals[f"{isa} whole"] = lambda engine=engine: engine.run(image)
+    for isa, precision in itertools.product(isas, (FLOAT, *read_offers(model.graph, model.metadata))):
+        engine = Engine(model, isa=isa, threads=threads, precision=precision)
+        name = isa if precision == FLOAT else f"{isa} {precision}"
+        rivals[f"{name} whole"] = lambda engine=engine: engine.run(image)
         compiled = kernels.compiled_isas().get(isa)
         if compiled is not None:
-            program = Program(model=model, weights=Weights(isa=compiled), height=height, width=width)
+            run = at_precision(model, precision)
+            program = Program(model=run, weights=Weights(isa=compiled), height=height, width=width)
             program.run(image, threads)
-            rivals[f"{isa} body"] = lambda program=program: program.run_body(threads)
-            rivals[f"{isa} tail"] = lambda program=program: program.run_tail(threads)
+            rivals[f"{name} body"] = lambda program=program: program.run_body(threads)
+            rivals[f"{name} tail"] = lambda program=program: program.run_tail(threads)
     return rivals
 
 

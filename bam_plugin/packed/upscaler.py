@@ -27,6 +27,7 @@ from bam_plugin.packed.format import PackedModel, read_packed
 from bam_plugin.packed.images import MAX_PIXELS, check_array, read_picture
 from bam_plugin.packed.memory import tile_memory
 from bam_plugin.packed.picture_writer import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
+from bam_plugin.packed.precision import FLOAT
 from bam_plugin.packed.row_resize import resize_bands
 from bam_plugin.packed.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.packed.zoo import find_model
@@ -89,6 +90,8 @@ class Upscaler:
     """Instruction set whose kernels run, as chosen by the caller, BAM_ISA, or the processor."""
     threads: int
     """Threads that the kernels use. Results do not depend on it."""
+    precision: str
+    """Precision of the float layers, as chosen by the caller."""
     model: PackedModel
     """Graph, weights and metadata as read from the file."""
     path: Path | None
@@ -101,11 +104,13 @@ class Upscaler:
         scale: float | None = None,
         isa: str | None = None,
         threads: int | None = None,
+        precision: str = FLOAT,
     ):
         """`model` is a packed file, a name of the zoo, a `PackedModel`, or None for the zoo's default.
 
-        `scale` chooses among the files of a network the one nearest to it. Raises `BamError`s that name what is wrong
-        with the file or with the choice.
+        `scale` chooses among the files of a network the one nearest to it. `precision` is "fp32", or "int8" or "int16"
+        where the file offers it: faster, for a loss that `bam inspect` shows. Raises `BamError`s that name what is
+        wrong with the file or with the choice.
         """
         self.path = None
         if not isinstance(model, PackedModel):
@@ -117,9 +122,10 @@ class Upscaler:
                 f"{model.num_in_ch} to {model.graph.num_out_ch}; run it with Engine"
             )
         self.model = model
-        self.engine = Engine(model, isa=isa, threads=threads)
+        self.engine = Engine(model, isa=isa, threads=threads, precision=precision)
         self.scale, self.receptive_radius = model.scale, model.receptive_radius
         self.isa, self.threads = self.engine.isa, self.engine.threads
+        self.precision = precision
         self._tile_memory = tile_memory(self.engine)
 
     def upscale(

@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 COMMON = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-tree-loop-distribute-patterns"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vpopcntdq"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vpopcntdq", "-mavx512vnni"]
 X86 = {
     "AVX2": ("isa_avx2.c", ["-mavx2", "-mfma", "-mpopcnt"]),
     "AVX512": ("isa_avx512.c", [*AVX512, "-mfma", "-mprefer-vector-width=512"]),

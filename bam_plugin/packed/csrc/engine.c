@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 #endif
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 #define MAX_THREADS 256
 
 static const bam_isa *const table[] = {
@@ -31,6 +31,7 @@ int bam_isa_count(void) { return TABLE_SIZE; }
 const char *bam_isa_name(int isa) { return table[isa]->name; }
 int bam_isa_lanes(int isa) { return table[isa]->lanes; }
 int bam_isa_max_vectors(int isa) { return table[isa]->max_vectors; }
+int bam_isa_dot_bytes(int isa) { return table[isa]->dot_bytes; }
 uint64_t bam_count_steps(int isa, int64_t steps, uint64_t seed) { return table[isa]->count_steps(steps, seed); }
 int bam_isa_supported(int isa) { return table[isa]->supported(); }
 /* So that Python can compare with its own idea of the layouts. */

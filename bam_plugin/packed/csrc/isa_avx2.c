@@ -19,12 +19,25 @@ typedef __m256i VI, VW, VC;
 #define vi_load(p) _mm256_loadu_si256((const __m256i *)(p))
 #define vi_sub(a, b) _mm256_sub_epi32(a, b)
 #define vi_to_vf(a) _mm256_cvtepi32_ps(a)
+#define vi_add(a, b) _mm256_add_epi32(a, b)
+#define vi_set1(x) _mm256_set1_epi32(x)
+#define vf_round(a) _mm256_cvtps_epi32(a)
+#define vf_limit(a, l) _mm256_min_ps(_mm256_max_ps(a, _mm256_xor_ps(l, _mm256_set1_ps(-0.0f))), l)
+#define vi_dot_halves(sum, a, w) _mm256_add_epi32(sum, _mm256_madd_epi16(a, w))
+#define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
+#define BAM_DOT_BYTES 0
 #define vi_merge(even, odd) _mm256_or_si256(even, _mm256_slli_epi64(odd, 32))
 #define vw_load(p) _mm256_loadu_si256(p)
 #define vw_set1(x) _mm256_set1_epi64x((long long)(x))
 #define vc_zero() _mm256_setzero_si256()
 #define vc_flush(total, part) _mm256_add_epi64(total, _mm256_sad_epu8(part, _mm256_setzero_si256()))
 #define VC_STEPS 31 /* a byte of a partial count grows by at most 8 in a step */
+
+static inline __attribute__((always_inline)) void vi_store_halves(uint8_t *p, __m256i a) {
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, a), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+}
+#define vi_store_bytes(p, a) vi_store_halves(p, a)
 
 static inline __attribute__((always_inline)) __m256i vc_count(__m256i counts, __m256i a, __m256i b) {
     const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2,
@@ -49,5 +62,5 @@ static inline void vf_bits_store(uint8_t *p, unsigned value) {
 #include "tile_ops.h"
 
 static int supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-const bam_isa bam_isa_avx2 = {"avx2", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};
+const bam_isa bam_isa_avx2 = {"avx2", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};
 #endif

@@ -1,4 +1,4 @@
-/* AVX-512 with VPOPCNTDQ: 16 output channels per register. */
+/* AVX-512 with VPOPCNTDQ and VNNI: 16 output channels per register. */
 #include "bam.h"
 
 #ifdef BAM_BUILD_AVX512
@@ -19,6 +19,22 @@ typedef __m512i VI, VW, VC;
 #define vi_load(p) _mm512_loadu_si512(p)
 #define vi_sub(a, b) _mm512_sub_epi32(a, b)
 #define vi_to_vf(a) _mm512_cvtepi32_ps(a)
+#define vi_add(a, b) _mm512_add_epi32(a, b)
+#define vi_set1(x) _mm512_set1_epi32(x)
+#define vf_round(a) _mm512_cvtps_epi32(a)
+#define vf_limit(a, l) _mm512_min_ps(_mm512_max_ps(a, _mm512_xor_ps(l, _mm512_set1_ps(-0.0f))), l)
+#define vi_store_bytes(p, a) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8(a))
+#define vi_store_halves(p, a) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtepi32_epi16(a))
+/* With intrinsics GCC 12 copies the sums from register to register in every step. */
+static inline __attribute__((always_inline)) __m512i vi_dot_halves(__m512i sum, __m512i a, __m512i w) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
+    return sum;
+}
+static inline __attribute__((always_inline)) __m512i vi_dot_bytes(__m512i sum, __m512i a, __m512i w) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
+    return sum;
+}
+#define BAM_DOT_BYTES 1
 #define vi_merge(even, odd) _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA)
 #define vw_load(p) _mm512_loadu_si512(p)
 #define vw_set1(x) _mm512_set1_epi64((long long)(x))
@@ -62,7 +78,7 @@ static inline __attribute__((always_inline)) __m512 vf_fold_16(const __m512 *s) 
 static int supported(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vpopcntdq");
+           __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vnni");
 }
-const bam_isa bam_isa_avx512 = {"avx512", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};
+const bam_isa bam_isa_avx512 = {"avx512", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};
 #endif

@@ -21,11 +21,28 @@ typedef uint8x16_t VC;
 #define vi_load(p) vld1q_s32(p)
 #define vi_sub(a, b) vsubq_s32(a, b)
 #define vi_to_vf(a) vcvtq_f32_s32(a)
+#define vi_add(a, b) vaddq_s32(a, b)
+#define vi_set1(x) vdupq_n_s32(x)
+#define vf_round(a) vcvtnq_s32_f32(a)
+#define vi_store_halves(p, a) vst1_s16((int16_t *)(p), vmovn_s32(a))
+#define vi_store_bytes(p, a) vi_store_halves(p, a)
+#define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
+#define BAM_DOT_BYTES 0
 #define vw_load(p) vld1q_u64((const uint64_t *)(p))
 #define vw_set1(x) vdupq_n_u64(x)
 #define vc_zero() vdupq_n_u8(0)
 #define vc_count(c, a, b) vaddq_u8(c, vcntq_u8(vreinterpretq_u8_u64(veorq_u64(a, b))))
 #define VC_STEPS 31 /* a byte of a partial count grows by at most 8 in a step */
+
+static inline __attribute__((always_inline)) float32x4_t vf_limit(float32x4_t a, float32x4_t l) {
+    const float32x4_t low = vnegq_f32(l), above = vbslq_f32(vcgtq_f32(a, low), a, low);
+    return vbslq_f32(vcltq_f32(above, l), above, l);
+}
+static inline __attribute__((always_inline)) int32x4_t vi_dot_halves(int32x4_t sum, int32x4_t a, int32x4_t w) {
+    const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(w);
+    const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+    return vaddq_s32(sum, vpaddq_s32(low, high));
+}
 
 static inline __attribute__((always_inline)) uint8x16_t vc_flush(uint8x16_t total, uint8x16_t part) {
     const uint64x2_t sums = vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(part)));
@@ -45,5 +62,5 @@ static inline __attribute__((always_inline)) unsigned vf_ge_bits(float32x4_t x, 
 #include "tile_ops.h"
 
 static int supported(void) { return 1; }
-const bam_isa bam_isa_neon = {"neon", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};
+const bam_isa bam_isa_neon = {"neon", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};
 #endif

@@ -27,6 +27,41 @@ FN unsigned vf_ge_bits(VF x, VF t) {
 FN VI vi_load(const int32_t *p) { VI r; memcpy(r.v, p, sizeof r.v); return r; }
 FN VI vi_sub(VI a, VI b) { for (int l = 0; l < 4; l++) a.v[l] -= b.v[l]; return a; }
 FN VF vi_to_vf(VI a) { VF r; for (int l = 0; l < 4; l++) r.v[l] = (float)a.v[l]; return r; }
+FN VI vi_add(VI a, VI b) {
+    for (int l = 0; l < 4; l++) a.v[l] = (int32_t)((uint32_t)a.v[l] + (uint32_t)b.v[l]);
+    return a;
+}
+FN VI vi_set1(int32_t x) { VI r = {{x, x, x, x}}; return r; }
+FN VF vf_limit(VF a, VF l) {
+    for (int i = 0; i < 4; i++) {
+        const float low = a.v[i] > -l.v[i] ? a.v[i] : -l.v[i];
+        a.v[i] = low < l.v[i] ? low : l.v[i];
+    }
+    return a;
+}
+FN VI vf_round(VF a) { /* small numbers only: the sum with 1.5 * 2^23 has no bits behind the point */
+    VI r;
+    for (int l = 0; l < 4; l++) r.v[l] = (int32_t)((a.v[l] + 12582912.0f) - 12582912.0f);
+    return r;
+}
+FN void vi_store_halves(uint8_t *p, VI a) {
+    for (int l = 0; l < 4; l++) {
+        const uint16_t low = (uint16_t)a.v[l];
+        memcpy(p + 2 * l, &low, sizeof low);
+    }
+}
+FN VI vi_dot_halves(VI sum, VI a, VI w) {
+    int16_t x[8], y[8];
+    memcpy(x, &a, sizeof x), memcpy(y, &w, sizeof y);
+    for (int l = 0; l < 4; l++) {
+        const uint32_t dot = (uint32_t)(x[2 * l] * y[2 * l]) + (uint32_t)(x[2 * l + 1] * y[2 * l + 1]);
+        sum.v[l] = (int32_t)((uint32_t)sum.v[l] + dot);
+    }
+    return sum;
+}
+#define vi_store_bytes(p, a) vi_store_halves(p, a)
+#define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
+#define BAM_DOT_BYTES 0
 FN VW vw_load(const VW *p) { return *p; }
 FN VW vw_set1(uint64_t x) { VW r = {{x, x}}; return r; }
 FN VC vc_zero(void) { VC r = {{0, 0}}; return r; }
@@ -51,4 +86,4 @@ FN VI vi_merge(VC even, VC odd) {
 #include "tile_ops.h"
 
 static int supported(void) { return 1; }
-const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, supported, run_tile, count_steps};
+const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};

@@ -11,6 +11,10 @@
  *   BAM_REGISTER(a)      asm operand that rewrites a VW
  *   VC_STEPS             how many vc_count a partial count can take before it must be flushed
  *   vi_merge(even, odd)  the totals of even and odd channels as one VI in order of channels
+ *   vi_add, vi_set1, vf_round (to even), vf_limit(x, l) (x limited to -l .. l, -l for NaN), vi_store_bytes(p, v) and
+ *   vi_store_halves(p, v) (the low 8 or 16 bits of each lane), vi_dot_halves(sum, a, w) (sum + the two products of 16-bit
+ *   integers in each lane)
+ *   BAM_DOT_BYTES        1 if there is a vi_dot_bytes(sum, a, w), the same for four bytes, those of a unsigned; else 0
  *   BAM_MAX_VECTORS, BAM_PIXELS(v)  register block of the float convolution: up to that many registers of output
  *                        channels, for so many pixels at once
  *
@@ -33,6 +37,7 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 INLINE int stride_of(int channels) { return channels < 8 ? channels : (channels + GROUP - 1) / GROUP * GROUP; }
+INLINE int int_stride(int channels) { return (channels + GROUP - 1) / GROUP * GROUP; }
 INLINE int words_of(int channels) { return (channels + 63) / 64; }
 INLINE int blocks_of(int channels) { return (stride_of(channels) + BAM_LANES - 1) / BAM_LANES; }
 

@@ -1,6 +1,7 @@
 /* The operations on a tile, once for all instruction sets: tile.h says what the file that includes this one has defined. */
 #include "tile_binary.h"
 #include "tile_conv.h"
+#include "tile_int.h"
 
 /* ---- pointwise ---- */
 
@@ -124,22 +125,33 @@ NOINLINE void weigh_tile(const bam_op *op, const float *x, const float *add, flo
 
 /* ---- changes of size ---- */
 
+/* Spreads the channels of pixels of `size` bytes a channel; strides in bytes. */
+INLINE void shuffle_pixels(const uint8_t *x, int64_t in_stride, uint8_t *row, int64_t out_stride, int count, int line,
+                           const int factor, const int channels, const int ordered, const int size) {
+    for (int p = 0; p < count; p++, x += in_stride)
+        for (int j = 0; j < factor; j++, row += out_stride) {
+            const int place = line * factor + j;
+            if (ordered && channels * size % 16 == 0)
+                for (int b = 0; b < channels * size; b += 16) memcpy(row + b, x + place * channels * size + b, 16);
+            else
+                for (int c = 0; c < channels; c++)
+                    memcpy(row + c * size, x + (ordered ? place * channels + c : c * factor * factor + place) * size, size);
+        }
+}
+
 NOINLINE void shuffle_op(const tile_t *t, const bam_op *op) {
-    const int factor = op->i0, channels = op->out_channels, ordered = op->i1;
-    const int in_stride = stride_of(op->in_channels), out_stride = stride_of(channels);
-    const float *x = locate(t, op->in0);
+    const int factor = op->i0, channels = op->out_channels, size = op->i2;
+    const int64_t in_stride = size * (size == 4 ? stride_of(op->in_channels) : int_stride(op->in_channels));
     const bam_map *map = t->maps + op->out0.map;
+    const uint8_t *x = locate(t, op->in0);
     for (int i = 0; i < factor; i++) {
-        float *row = (float *)row_of(map, t->y * factor + i) + (int64_t)(t->x * factor + map->pad) * out_stride;
-        for (int p = 0; p < t->count; p++)
-            for (int j = 0; j < factor; j++, row += out_stride) {
-                const float *from = x + p * in_stride;
-                const int place = i * factor + j;
-                if (ordered)
-                    memcpy(row, from + place * channels, sizeof(float) * channels);
-                else
-                    for (int c = 0; c < channels; c++) row[c] = from[c * factor * factor + place];
-            }
+        uint8_t *row = row_of(map, t->y * factor + i) + (int64_t)(t->x * factor + map->pad) * map->pixel_stride;
+        const int64_t out_stride = map->pixel_stride;
+        switch (size) {
+        case 4: shuffle_pixels(x, in_stride, row, out_stride, t->count, i, factor, channels, op->i1, 4); break;
+        case 2: shuffle_pixels(x, in_stride, row, out_stride, t->count, i, factor, channels, op->i1, 2); break;
+        default: shuffle_pixels(x, in_stride, row, out_stride, t->count, i, factor, channels, op->i1, 1);
+        }
     }
 }
 
@@ -212,6 +224,8 @@ static void run_tile(const bam_stage *stage, const bam_map *maps, uint8_t *scrat
         const int stride = stride_of(op->out_channels), n = count * stride;
         if (op->code == BAM_BINARY_CONV) { binary_conv_op(t, op); continue; }
         if (op->code == BAM_CONV) { takes_few(op) ? conv_few(t, op) : conv_op(t, op); continue; }
+        if (op->code == BAM_QUANTIZE) { quantize_op(t, op); continue; }
+        if (op->code == BAM_INT_CONV) { int_conv_op(t, op); continue; }
         if (op->code == BAM_SHUFFLE) { shuffle_op(t, op); continue; }
         if (op->code == BAM_RESIZE) { resize_op(t, op); continue; }
         const float *in0 = locate(t, op->in0), *in1 = locate(t, op->in1);
