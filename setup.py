@@ -30,6 +30,7 @@ TRAIN = [
     "torchvision>=0.19",
 ]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+BENCH = [*ONNX, "openvino>=2024.4"]
 DEMO = ["scikit-image>=0.22"]
 DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350", "selenium>=4.15", "matplotlib>=3.8"]
 
@@ -69,6 +70,6 @@ setup(
     ext_modules=[KERNELS.KernelExtension()],
     cmdclass={"build_ext": KERNELS.BuildKernels, "build_py": BuildWithOptions},
     install_requires=RUNTIME,
-    extras_require={"train": TRAIN, "onnx": ONNX, "demo": DEMO, "dev": DEV},
+    extras_require={"train": TRAIN, "onnx": ONNX, "bench": BENCH, "demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["bam = bam_plugin.cli:main"]},
 )

@@ -16,6 +16,7 @@ LIGHT = ["errors.py", "_files.py", "cli.py", "__init__.py"]
 FORBIDDEN = {
     "nn": ("basicsr", "bam_plugin.archs", "bam_plugin.models", "bam_plugin.optim", "bam_plugin.packed", "cv2"),
     "packed": ("torch", "basicsr", "bam_plugin.archs", "bam_plugin.models", "bam_plugin.nn"),
+    "bench": ("basicsr", "bam_plugin.archs", "bam_plugin.models", "bam_plugin.nn", "bam_plugin.commands"),
     "optim": ("basicsr.models", "bam_plugin.archs", "bam_plugin.models"),
     "archs": ("bam_plugin.models", "bam_plugin.optim", "bam_plugin.commands"),
     "config": ("bam_plugin.models",),

@@ -24,19 +24,19 @@ def packed(tmp_path):
 
 def test_bench_prints_a_table_and_json(packed, capsys):
     isas = [isa for isa in available_isas() if isa not in ("portable", "reference")]
-    arguments = ["bench", packed, "--size", "24x16", "--rounds", "2", "-j", "1", "2", "--isa", *isas]
+    arguments = ["bench", packed, "--size", "24x16", "--rounds", "2", "-j", "1", "2", "--rivals", "--isa", *isas]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "| numpy whole |" in text and "does not record the network's options" in text
+    assert "| bam numpy |" in text and "PyTorch" not in text
     assert main([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     for isa in compiled_isas():
         if isa != "portable":
-            assert {f"{isa} whole", f"{isa} body", f"{isa} tail"} <= set(facts["rivals"])
-    assert set(facts["rivals"]["numpy whole"]) == {"1", "2"}
+            assert set(facts["timings"][f"bam {isa}"]) == {"whole", "body", "tail"}
+    assert set(facts["timings"]["bam numpy"]["whole"]) == {"1", "2"}
     if compiled_isas():
         assert facts["popcount_bound"]["milliseconds"] > 0
-        assert facts["peak_memory_bytes"] >= 0
+        assert min(facts["memory"].values()) >= 0
 
 
 def test_peak_memory_is_that_of_the_run_alone(packed):
@@ -47,9 +47,10 @@ def test_peak_memory_is_that_of_the_run_alone(packed):
 
 
 def test_bad_arguments_are_named(packed, capsys):
-    for wrong in (["--size", "big"], ["--rounds", "0"], ["--isa", "mmx"]):
+    for wrong in (["--size", "big"], ["--rounds", "0"], ["--isa", "mmx"], ["--rivals", "Theano"]):
         assert main(["bench", packed, *wrong]) == 2
-    assert "320x180" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "320x180" in error and "Theano" in error
 
 
 def test_register_steps_of_the_small_network():

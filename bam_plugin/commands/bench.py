@@ -1,4 +1,4 @@
-"""`bam bench`: how fast a packed file runs here, against PyTorch and against the bound of the machine."""
+"""`bam bench`: how fast a packed file runs here, against other runtimes and against the bound of the machine."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bam_plugin import __version__
+from bam_plugin.bench.rivals import choose
+from bam_plugin.bench.segments import PARTS
+from bam_plugin.bench.session import Session, measure_memory, run_session
 from bam_plugin.errors import BamError
 from bam_plugin.packed import kernels, timing
 from bam_plugin.packed.engine import available_isas
-from bam_plugin.packed.format import PackedModel, read_packed
+from bam_plugin.packed.format import read_packed
 
 
 class BenchError(BamError):
@@ -33,7 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--isa", nargs="+", help="instruction sets (default: the vector ones; numpy where there is none)"
     )
     parser.add_argument("--rounds", type=int, default=15, help="measured calls of each rival (default 15)")
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument(
+        "--rivals",
+        nargs="*",
+        metavar="NAME",
+        help="names of rivals or their beginnings, such as PyTorch 'OpenVINO binary' (default: all; none: the engine)",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument("--rival-memory", action="store_true", help="measure the peak memory of the rivals, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -52,73 +63,41 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _torch_rivals(model: PackedModel, image: np.ndarray, threads: int) -> dict[str, Callable[[], object]]:
-    """PyTorch on the same architecture, built from the options in the file; its weights do not matter for time."""
-    import torch
-
-    from bam_plugin.packed.converter import build_network
-
-    torch.set_num_threads(threads)
-    section: Any = model.metadata["network_g"]
-    network = build_network(section).eval().to(memory_format=torch.channels_last)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
-
-    def run(*, bf16: bool) -> object:
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            return network(pixels)
-
-    return {"PyTorch fp32": lambda: run(bf16=False), "PyTorch bf16": lambda: run(bf16=True)}
+def _command(args: argparse.Namespace) -> str:
+    words = ["bam", "bench", args.file.name, "--size", args.size, "--rounds", str(args.rounds)]
+    words += ["-j", *map(str, args.threads), "--parts", *args.parts]
+    words += ["--rivals", *args.rivals] if args.rivals is not None else []
+    words += ["--isa", *args.isa] if args.isa else []
+    return shlex.join(words)
 
 
-def _measure(args: argparse.Namespace, model: PackedModel, image: np.ndarray) -> dict[str, Any]:
-    height, width, _ = image.shape
-    isas = args.isa or [isa for isa in available_isas() if isa not in ("numpy", "portable", "reference")] or ["numpy"]
-    best = next((isa for isa in isas if isa in kernels.compiled_isas()), None)
-    skipped = ["ONNX Runtime, OpenVINO: not measured by this version"]
-    results: dict[str, Any] = {}
-    for threads in args.threads:
-        rivals = timing.engine_rivals(model, image, isas=isas, threads=threads)
-        if args.no_torch:
-            skipped.append("PyTorch: --no-torch")
-        elif "network_g" not in model.metadata:
-            skipped.append("PyTorch: the file does not record the network's options")
-        else:
-            try:
-                rivals |= _torch_rivals(model, image, threads)
-            except (ImportError, BamError) as error:
-                skipped.append(f"PyTorch: {error}")
-        for name, result in timing.measure(rivals, rounds=args.rounds).items():
-            results.setdefault(name, {})[str(threads)] = vars(result)
-    facts: dict[str, Any] = {"rivals": results, "skipped": sorted(set(skipped))}
-    if best is not None:
-        bound = timing.popcount_bound(model, height, width, isa=best)
-        body = results[f"{best} body"].get("1")
-        facts["popcount_bound"] = {"isa": best, "milliseconds": bound}
-        if body is not None:
-            facts["popcount_bound"]["body_over_bound"] = body["median"] / bound
-        facts["peak_memory_bytes"] = timing.peak_memory(args.file, height, width, isa=best, threads=args.threads[-1])
-    return facts
-
-
-def _markdown(facts: dict[str, Any], threads: list[int]) -> str:
+def _markdown(facts: dict[str, Any], session: Session, threads: list[int], parts: list[str]) -> str:
+    columns = [(part, str(count)) for part in parts for count in threads]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
-        f"{facts['file']}, {facts['size']}, {facts['processor']}, {facts['processors']} processors, "
-        f"bam-plugin {__version__}, NumPy {np.__version__}. Milliseconds, medians (quartiles) of {facts['rounds']}.",
+        f"{facts['file']}, {facts['size']}, {facts['processor']}, {facts['processors']} processors, {versions}.",
+        f"`{facts['command']}`: milliseconds, medians (quartiles) of {facts['rounds']}.",
         "",
-        "| what | " + " | ".join(f"{count} thread{'s' * (count > 1)}" for count in threads) + " |",
-        "|---|" + "---|" * len(threads),
+        "| | " + " | ".join(f"{part}, {count}T" for part, count in columns) + " | differs | memory |",
+        "|---|" + "--:|" * (len(columns) + 2),
     ]
-    for name, by_threads in facts["rivals"].items():
-        cells = [by_threads[str(count)] for count in threads]
-        lines.append(
-            f"| {name} | " + " | ".join(f"{c['median']:.1f} ({c['low']:.1f}-{c['high']:.1f})" for c in cells) + " |"
-        )
+    for name, by_part in session.timings.items():
+        cells = [by_part.get(part, {}).get(count) for part, count in columns]
+        texts = ["" if cell is None else f"{cell.median:.1f} ({cell.low:.1f}-{cell.high:.1f})" for cell in cells]
+        differs, memory = session.differs.get(name, {}), session.memory.get(name)
+        texts.append(" / ".join(f"{differs[part]:.2%}" for part in parts if part in differs))
+        texts.append("" if memory is None else f"{memory / 1e6:.0f} MB")
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    lines += [
+        "",
+        "Differs: share of the values of each part that are further from the engine's than a hundredth of their root "
+        "mean square. Memory: peak of a run of the whole network above the program that has loaded the file.",
+    ]
     if "popcount_bound" in facts:
         bound = facts["popcount_bound"]
         ratio = f"; the body takes {bound['body_over_bound']:.2f} times that" if "body_over_bound" in bound else ""
-        lines += ["", f"Bound of {bound['isa']} on 1 thread, counting alone: {bound['milliseconds']:.1f} ms{ratio}."]
-        lines.append(f"Peak memory of a run: {facts['peak_memory_bytes'] / 1e6:.0f} MB above the loaded program.")
-    return "\n".join([*lines, *(f"Skipped: {line}." for line in facts["skipped"])])
+        lines.append(f"Bound of {bound['isa']} on 1 thread, counting alone: {bound['milliseconds']:.1f} ms{ratio}.")
+    return "\n".join([*lines, *(f"Skipped: {line}." for line in session.skipped)])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,15 +106,40 @@ def run(args: argparse.Namespace) -> int:
     height, width = _size(args.size)
     if args.rounds < 1 or min(args.threads) < 1:
         raise BenchError("--rounds and --threads must be positive")
+    rivals = choose(args.rivals)
     image = np.random.default_rng(0).random((height, width, model.num_in_ch), dtype=np.float32)
-    facts = {
+    isas = args.isa or [isa for isa in available_isas() if isa not in ("numpy", "portable", "reference")] or ["numpy"]
+    session = run_session(
+        model, image, isas=isas, rivals=rivals, parts=args.parts, threads=args.threads, rounds=args.rounds
+    )
+    best = next((isa for isa in isas if isa in kernels.compiled_isas()), isas[0])
+    measure_memory(
+        session,
+        args.file,
+        height=height,
+        width=width,
+        isa=best,
+        threads=args.threads[-1],
+        rivals=rivals if args.rival_memory else (),
+    )
+    facts: dict[str, Any] = {
         "file": args.file.name,
         "size": f"{width}x{height}",
+        "command": _command(args),
         "processor": _processor(),
         "processors": os.cpu_count(),
         "rounds": args.rounds,
-        **_measure(args, model, image),
+        "versions": {"bam-plugin": __version__, "NumPy": np.__version__, **session.versions},
     }
-    text = json.dumps(facts, indent=2) if args.json else _markdown(facts, args.threads)
+    if best in kernels.compiled_isas():
+        bound = timing.popcount_bound(model, height, width, isa=best)
+        facts["popcount_bound"] = {"isa": best, "milliseconds": bound}
+        body = session.timings[f"bam {best}"].get("body", {}).get("1")
+        if body is not None and bound:
+            facts["popcount_bound"]["body_over_bound"] = body.median / bound
+    if args.json:
+        text = json.dumps(facts | asdict(session), indent=2)
+    else:
+        text = _markdown(facts, session, args.threads, args.parts)
     sys.stdout.write(text + "\n")
     return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,9 @@ class _Export:
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [result], name=result, **attributes))
         return result
 
-    def walk(self) -> None:
-        thresholds = {node.name: node for node in self.model.graph.nodes if node.op == "threshold"}
-        for node in self.model.graph.nodes:
+    def walk(self, nodes: Sequence[Node]) -> None:
+        thresholds = {node.name: node for node in nodes if node.op == "threshold"}
+        for node in nodes:
             if node.op == "binary_conv2d":
                 self.binary_conv(node, thresholds[node.inputs[0]])
             elif node.op != "threshold":  # made where it is read: the reader knows the alphabet
@@ -140,48 +140,67 @@ class _Export:
             how |= {"coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75}
         self.add("Resize", [node.inputs[0], "", scales], node.name, **how)
 
+    def finish(self, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]]) -> Any:
+        """The checked model. Its inputs and outputs are given as (name, value of the packed graph)."""
+        helper = self.onnx.helper
+
+        def describe(name: str, value: str) -> Any:
+            found = self.model.graph.types[value]
+            suffix = "" if found.up == 1 else f"_x{found.up}"
+            shape = ["batch", found.channels, f"height{suffix}", f"width{suffix}"]
+            return helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, shape)
+
+        described = [[describe(*item) for item in items] for items in (inputs, outputs)]
+        made = helper.make_model(
+            helper.make_graph(self.nodes, "bam_plugin", *described, self.constants),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="bam-plugin",
+        )
+        self.onnx.checker.check_model(made)
+        return made
+
 
 def export_onnx(model: PackedModel) -> bytes:
     """The ONNX file's bytes: `image` float32 (batch, C, height, width) -> `upscaled` (batch, C, H scale, W scale).
 
-    Equal models give equal bytes. Raises ConversionError when onnx is missing.
+    Equal models give equal bytes. Raises MissingDependencyError without the package onnx.
     """
-    onnx = require("onnx")
-    export = _Export(onnx=onnx, model=model)
+    export = _Export(onnx=require("onnx"), model=model)
     export.add("Identity", [IMAGE], INPUT)
-    export.walk()
+    export.walk(model.graph.nodes)
     export.add("Identity", [model.graph.output], RESULT)
-    described = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.TensorProto.FLOAT, ["batch", channels, f"height{up}", f"width{up}"]
-        )
-        for name, channels, up in (
-            (IMAGE, model.num_in_ch, ""),
-            (RESULT, model.graph.num_out_ch, f"_x{model.scale}"),
-        )
-    ]
-    graph = onnx.helper.make_graph(export.nodes, "bam_plugin", described[:1], described[1:], export.constants)
-    made = onnx.helper.make_model(
-        graph,
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="bam-plugin",
-    )
+    made = export.finish([(IMAGE, INPUT)], [(RESULT, model.graph.output)])
     facts = {"scale": model.scale, "packed_sha256": model.sha256, "network_g": model.metadata.get("network_g")}
     for key, value in facts.items():
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         made.metadata_props.add(key=key, value=text)
-    onnx.checker.check_model(made)
     return made.SerializeToString(deterministic=True)
 
 
-def onnx_runner(data: bytes, *, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-    """The model on onnxruntime's CPU: float32 (H, W, C) -> (H scale, W scale, C); 0 threads leave it the choice."""
+def export_segment(
+    model: PackedModel, nodes: Sequence[Node], *, inputs: Sequence[str], outputs: Sequence[str]
+) -> bytes:
+    """A part of a packed graph as an ONNX model whose inputs and outputs are called as the graph calls them."""
+    export = _Export(onnx=require("onnx"), model=model)
+    export.walk(nodes)
+    made = export.finish([(name, name) for name in inputs], [(name, name) for name in outputs])
+    return made.SerializeToString(deterministic=True)
+
+
+def make_session(data: bytes, *, threads: int = 0) -> Any:
+    """A session of onnxruntime on the CPU; 0 threads leave it the choice."""
     runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the processor to others
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_runner(data: bytes, *, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """The model on onnxruntime's CPU: float32 (H, W, C) -> (H scale, W scale, C); 0 threads leave it the choice."""
+    session = make_session(data, threads=threads)
 
     def run(image: np.ndarray) -> np.ndarray:
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None])

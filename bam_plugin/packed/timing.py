@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -58,9 +59,12 @@ class Timing:
     rounds: int
 
 
-def measure(rivals: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Timing]:
+Key = TypeVar("Key", bound=Hashable)
+
+
+def measure(rivals: Mapping[Key, Callable[[], object]], *, rounds: int) -> dict[Key, Timing]:
     """Call each rival once to warm up and then once per round, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in rivals}
+    times: dict[Key, list[float]] = {name: [] for name in rivals}
     for call in rivals.values():
         call()
     for _ in range(rounds):

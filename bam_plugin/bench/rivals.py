@@ -1,0 +1,106 @@
+"""The rivals of the packed engine, by name, and the check that they compute the same.
+
+Float operations round differently from runtime to runtime, and in front of a threshold a rounding can flip a sign; with
+many binary layers, and with random weights above all, such flips add up. So a rival's result is not asserted but
+described: the share of values that differ from the engine's by more than a hundredth of their root mean square.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bam_plugin.bench.segments import PARTS, Job
+from bam_plugin.errors import BamError
+
+Call = Callable[[], list[np.ndarray]]
+DIFFERS = 0.01  # of the root mean square
+
+
+class RivalError(BamError):
+    """A rival is missing, or cannot run this network."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to run a network: `build(job, part)` -> a call that computes the part once, and its outputs (H, W, C).
+
+    `module` is the package that must be there, `make` the module and function behind `build`, `options` its keywords.
+    """
+
+    name: str
+    module: str
+    make: str
+    options: Mapping[str, Any]
+    parts: tuple[str, ...] = PARTS
+
+    def available(self) -> str | None:
+        """None, or what is missing."""
+        if importlib.util.find_spec(self.module) is None:
+            return f"{self.module} is not installed (pip install 'bam-plugin[bench]')"
+        return None
+
+    def build(self, job: Job, part: str) -> Call:
+        """Prepare one part. Raises RivalError where the runtime or the network does not allow it."""
+        module, function = self.make.split(":")
+        make = getattr(importlib.import_module(f"bam_plugin.bench.{module}"), function)
+        return make(job, part, **self.options)
+
+    def version(self) -> str:
+        """The version of its package."""
+        return getattr(importlib.import_module(self.module), "__version__", "?").partition("-")[0]
+
+
+def _openvino(name: str, parts: tuple[str, ...] = PARTS, **options: Any) -> Rival:
+    return Rival(f"OpenVINO {name}", "openvino", "openvino_rival:build", options, parts)
+
+
+def _torch(name: str, **options: Any) -> Rival:
+    return Rival(f"PyTorch {name}", "torch", "torch_rival:build", options)
+
+
+RIVALS: Mapping[str, Rival] = {
+    rival.name: rival
+    for rival in (
+        _torch("fp32"),
+        _torch("bf16", bf16=True),
+        _torch("fp32 compiled", compiled=True),
+        _torch("bf16 compiled", bf16=True, compiled=True),
+        Rival("ONNX Runtime fp32", "onnxruntime", "onnx_rival:build", {}),
+        _openvino("fp32"),
+        _openvino("bf16", tail="bf16", body="bf16"),
+        _openvino("binary body, fp32 tail", ("whole", "body"), body="binary"),
+        _openvino("binary body, bf16 tail", ("whole", "tail"), body="binary", tail="bf16"),
+        _openvino("binary body, int8 tail", ("whole", "tail"), body="binary", tail="int8"),
+    )
+}
+
+
+def choose(names: list[str] | None) -> list[Rival]:
+    """The rivals called `names`, or whose names begin with one of them (without case); None: all of them."""
+    if names is None:
+        return list(RIVALS.values())
+    chosen: dict[str, Rival] = {}
+    for name in names:
+        matching = [rival for rival in RIVALS.values() if rival.name.lower().startswith(name.lower())]
+        if not matching:
+            raise RivalError(f"no rival is called {name!r}; there are {list(RIVALS)}")
+        chosen |= {rival.name: rival for rival in matching}
+    return list(chosen.values())
+
+
+def difference(job: Job, part: str, outputs: list[np.ndarray]) -> float:
+    """Share of a part's output values that differ from the engine's, see the text above."""
+    unequal = total = 0
+    for name, found in zip(job.segments[part].outputs, outputs, strict=True):
+        expected = job.values[name]
+        if found.shape != expected.shape:
+            raise RivalError(f"{name}: shape {expected.shape} expected, found {found.shape}")
+        limit = DIFFERS * float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+        unequal += int((~(np.abs(found - expected) <= limit)).sum())
+        total += expected.size
+    return unequal / total

@@ -1,0 +1,87 @@
+"""The parts of a packed network that are measured apart: `whole`, `body` and `tail`, cut where the engine cuts.
+
+The body ends with the stage of the last binary convolution (the head is in it), the tail is what follows. Both are
+lists of nodes with the values that go in and come out, so any runtime can build them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bam_plugin.packed.engine import Engine
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.fusion import tile_ops
+from bam_plugin.packed.graph import INPUT, Node, check_graph
+from bam_plugin.packed.stages import plan_stages
+
+PARTS = ("whole", "body", "tail")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Nodes in order of execution, the float values they read from outside, and those they make for others."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network at one image size and number of threads: what a rival builds from.
+
+    `values` holds the engine's maps (H, W, C) of every segment's inputs and outputs.
+    """
+
+    model: PackedModel
+    segments: Mapping[str, Segment]
+    values: Mapping[str, np.ndarray]
+    threads: int
+
+
+def _segment(nodes: Sequence[Node], wanted: set[str]) -> Segment:
+    made = {node.name for node in nodes}
+    read = dict.fromkeys(name for node in nodes for name in node.inputs if name not in made)
+    return Segment(tuple(nodes), tuple(read), tuple(node.name for node in nodes if node.name in wanted))
+
+
+def cut(model: PackedModel) -> dict[str, Segment]:
+    """The segments by part; a network without binary convolutions has no body, one that ends with them no tail."""
+    graph = model.graph
+    plan = plan_stages(graph, tile_ops(graph, model.tensors, fuse=False))
+    early = {name for stage in plan.stages[: plan.tail] for op in stage.ops for name in op.outputs}
+    body = [node for node in graph.nodes if node.name in early]
+    tail = [node for node in graph.nodes if node.name not in early]
+    segments = {"whole": _segment(graph.nodes, {graph.output})}
+    if body and tail:
+        behind = _segment(tail, {graph.output})
+        segments |= {"body": _segment(body, set(behind.inputs)), "tail": behind}
+    return segments
+
+
+def _value(model: PackedModel, name: str, image: np.ndarray, isa: str | None, threads: int) -> np.ndarray:
+    """The engine's map (H, W, C) of one value, by a network that ends there: keeping all maps would take gigabytes."""
+    if name == INPUT:
+        return image
+    needed, nodes = {name}, []
+    for node in reversed(model.graph.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+            nodes.append(node)
+    tensors = {tensor: model.tensors[tensor] for node in nodes for tensor in node.tensors.values()}
+    graph = check_graph(num_in_ch=model.num_in_ch, nodes=tuple(reversed(nodes)), output=name, tensors=tensors)
+    return Engine(PackedModel(graph=graph, tensors=tensors), isa=isa, threads=threads).run(image)
+
+
+def make_job(model: PackedModel, image: np.ndarray, *, threads: int, isa: str | None = None) -> Job:
+    """Cut the network and let the engine fill in the values at the cuts for `image` (H, W, C)."""
+    segments = cut(model)
+    wanted = {name for segment in segments.values() for name in (*segment.inputs, *segment.outputs)}
+    if "tail" in segments:
+        # A rival in 8 bits needs to know how large the operands of the tail's convolutions become.
+        wanted |= {node.inputs[0] for node in segments["tail"].nodes if node.op == "conv2d"}
+    values = {name: _value(model, name, image, isa, threads) for name in sorted(wanted)}
+    return Job(model=model, segments=segments, values=values, threads=threads)

@@ -1,0 +1,108 @@
+"""One run of `bam bench`: every part of the engine and of its rivals in turns, thread count by thread count."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bam_plugin.bench import memory
+from bam_plugin.bench.rivals import Rival, RivalError, difference
+from bam_plugin.bench.segments import make_job
+from bam_plugin.errors import BamError
+from bam_plugin.packed import kernels, timing
+from bam_plugin.packed.format import PackedModel
+
+_log = logging.getLogger(__name__)
+Runner = tuple[str, str]  # name and part
+
+
+@dataclass
+class Session:
+    """What was measured: `timings[name][part][threads]`, `differs[name][part]` (shares), `memory[name]` (bytes).
+
+    `skipped` says in one line each what was not measured and why.
+    """
+
+    timings: dict[str, dict[str, dict[str, timing.Timing]]] = field(default_factory=dict)
+    differs: dict[str, dict[str, float]] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def skip(self, text: str) -> None:
+        """Note a line once."""
+        if text not in self.skipped:
+            self.skipped.append(text)
+
+
+def run_session(
+    model: PackedModel,
+    image: np.ndarray,
+    *,
+    isas: list[str],
+    rivals: Sequence[Rival],
+    parts: Sequence[str],
+    threads: Sequence[int],
+    rounds: int,
+) -> Session:
+    """Measure; a rival that is missing or fails on this network is skipped."""
+    session = Session()
+    present = []
+    for rival in rivals:
+        missing = rival.available()
+        if missing is None:
+            present.append(rival)
+        else:
+            session.skip(f"{rival.name}: {missing}")
+    for count in threads:
+        calls: dict[Runner, Callable[[], object]] = {}
+        for name, call in timing.engine_rivals(model, image, isas=isas, threads=count).items():
+            isa, _, part = name.rpartition(" ")
+            if part in parts:
+                calls[f"bam {isa}", part] = call
+        if present:
+            job = make_job(model, image, threads=count)
+            for rival in present:
+                calls |= _prepare(session, rival, job, parts)
+        for (name, part), result in timing.measure(calls, rounds=rounds).items():
+            session.timings.setdefault(name, {}).setdefault(part, {})[str(count)] = result
+    return session
+
+
+def _prepare(session: Session, rival: Rival, job: Any, parts: Sequence[str]) -> dict[Runner, Callable[[], object]]:
+    """The calls of one rival, each compared with the engine."""
+    calls: dict[Runner, Callable[[], object]] = {}
+    for part in rival.parts:
+        if part not in parts or part not in job.segments:
+            continue
+        _log.info("%s, %s, %d threads: building", rival.name, part, job.threads)
+        try:
+            call = rival.build(job, part)
+            session.differs.setdefault(rival.name, {})[part] = difference(job, part, call())
+        except (BamError, ImportError, RuntimeError) as error:  # RuntimeError: what the runtimes themselves raise
+            session.skip(f"{rival.name}, {part}: {(str(error) or type(error).__name__).splitlines()[0]}")
+            continue
+        calls[rival.name, part] = call
+        session.versions[rival.module] = rival.version()
+    return calls
+
+
+def measure_memory(
+    session: Session, path: Path, *, height: int, width: int, isa: str, threads: int, rivals: Sequence[Rival]
+) -> None:
+    """Peak memory of whole runs: the engine's, and those of the rivals that were measured."""
+    if isa in kernels.compiled_isas():
+        session.memory[f"bam {isa}"] = timing.peak_memory(path, height, width, isa=isa, threads=threads)
+    for rival in rivals:
+        if "whole" in session.timings.get(rival.name, {}):
+            try:
+                session.memory[rival.name] = memory.peak_memory(
+                    path, rival.name, threads=threads, height=height, width=width
+                )
+            except RivalError as error:
+                session.skip(f"{rival.name}: {error}")
