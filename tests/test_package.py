@@ -29,8 +29,9 @@ TORCH_SIDE = {
     "layer_report.py",
     "lowering.py",
     "verify.py",
+    "reach.py",
     "torch_module.py",
-    "onnx_export.py",
+    "torch_op.py",
 }
 
 

@@ -39,7 +39,7 @@ class _Translation:
         for node in segment.nodes:
             if node.op != "threshold":
                 self.values[node.name] = self.translate(node)
-        self.made = ov.Model([self.values[name] for name in segment.outputs], parameters, "part")
+        self.made = ov.Model([self.values[name] for name in segment.outputs], parameters, "part")  # type: ignore  (its stubs disagree)
 
     def constant(self, array: Any) -> Any:
         return ops.constant(np.ascontiguousarray(array, dtype=np.float32))
