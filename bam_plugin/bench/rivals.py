@@ -40,9 +40,12 @@ class Rival:
 
     def available(self) -> str | None:
         """None, or what is missing."""
-        if importlib.util.find_spec(self.module) is None:
-            return f"{self.module} is not installed (pip install 'bam-plugin[bench]')"
-        return None
+        try:
+            found = importlib.util.find_spec(self.module)
+        except ImportError:  # from an import hook
+            found = None
+        extra = "train" if self.module == "torch" else "bench"
+        return None if found else f"{self.module} is not installed (extra `{extra}` of bam-plugin)"
 
     def build(self, job: Job, part: str) -> Call:
         """Prepare one part. Raises RivalError where the runtime or the network does not allow it."""
