@@ -57,12 +57,39 @@ def test_average_moves_all_parameters_and_copies_buffers(tiny_pairs):
     assert running and all(not torch.equal(now[name], start[name]) for name in running)
 
 
+def test_the_average_can_have_running_statistics_of_its_own(tiny_pairs):
+    models = []
+    for mode in ("reestimate", "copy"):
+        torch.manual_seed(5)
+        models.append(make_model(tiny_pairs, ema_decay=0.75, ema_bn=mode, ema_bn_freq=2))
+    model, copying = models
+    start = deepcopy(model.net_g_ema)
+    iterate(model, 1, make_batch())
+    statistics = dict(model.net_g_ema.named_buffers())
+    assert statistics and all(torch.equal(value, statistics[name]) for name, value in start.named_buffers())
+    iterate(model, 2, make_batch())
+    # The same done by hand with the averaged parameters.
+    with torch.no_grad():
+        for own, averaged in zip(start.parameters(), model.net_g_ema.parameters(), strict=True):
+            own.copy_(averaged)
+        start.train()(make_batch()["lq"])
+    for name, value in start.state_dict().items():
+        torch.testing.assert_close(model.net_g_ema.state_dict()[name], value, msg=name)
+    assert not any(module.training for module in model.net_g_ema.modules())
+    # Nothing of the training itself changes.
+    for iteration in (1, 2):
+        iterate(copying, iteration, make_batch())
+    for name, value in copying.net_g.state_dict().items():
+        assert torch.equal(value, model.net_g.state_dict()[name]), name
+
+
 def test_the_progress_of_an_iteration_sets_its_gradient(tiny_pairs):
     gradients = []
-    for iteration in (1, 20):
-        model = make_model(tiny_pairs, {"activation_estimator": "ede"}, total_iter=20)
-        iterate(model, iteration, make_batch())
-        assert model.net_g.body[0].blocks[0].conv3.binarize_activation.progress == iteration / 20
+    for total in (20, 1):
+        torch.manual_seed(5)
+        model = make_model(tiny_pairs, {"activation_estimator": "ede"}, total_iter=total)
+        iterate(model, 1, make_batch())
+        assert model.net_g.body[0].blocks[0].conv3.binarize_activation.progress == 1 / total
         gradients.append(model.net_g.head[0].weight.grad.clone())
     # Equal networks and batches: nothing but the estimator's shape differs.
     assert not torch.allclose(*gradients, rtol=0.1)

@@ -100,7 +100,12 @@ def _no_incident():
             {"activation_estimator": "ede"},
             id="workers, progressive estimator",
         ),
-        pytest.param({"type": "PairedImageDataset"}, {"precision": "bf16"}, {}, id="global random state"),
+        pytest.param(
+            {"type": "PairedImageDataset"},
+            {"precision": "bf16", "ema_bn": "reestimate", "ema_bn_freq": 3},
+            {},
+            id="global random state, statistics of the average",
+        ),
     ],
 )
 def test_resumed_training_equals_the_uninterrupted_one(tiny_pairs, tmp_path, dataset, train_changes, network):

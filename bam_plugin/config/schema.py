@@ -110,6 +110,8 @@ class BinaryTrain(Train):
     watch: Watch | None = None
     distill: Distillation | None = None
     stages: Stages | None = None
+    ema_bn: Literal["copy", "reestimate"] = "copy"
+    ema_bn_freq: Positive = 10
 
 
 class ValidationInTraining(msgspec.Struct):

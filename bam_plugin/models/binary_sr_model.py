@@ -25,6 +25,7 @@ from bam_plugin.errors import BamError
 from bam_plugin.models import health, precision, watch
 from bam_plugin.models.checkpoint import network_record, random_states, restore_random_states, save_atomically
 from bam_plugin.models.distillation import make_teacher
+from bam_plugin.models.ema import AverageStatistics
 from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
 from bam_plugin.models.stages import StagedTraining
 from bam_plugin.models.sync_batchnorm import synchronize_batch_norms
@@ -39,7 +40,8 @@ class BinarySRModel(SRModel):
 
     Options under `train`, beside those of BasicSR's SRModel:
         optim_g: see bam_plugin.optim.build; scheduler: BasicSR's, or one of bam_plugin.optim.SCHEDULES.
-        ema_decay: average of all parameters (latent weights too); running statistics are copied.
+        ema_decay: average of all parameters (latent weights too). ema_bn, ema_bn_freq: its running statistics are
+            copied or its own, see bam_plugin.models.ema.
         precision: float32, bf16 (float parts only) or bf16_all. channels_last: memory format, for speed.
         accumulate: split each batch into this many micro-batches of which the gradients are averaged.
         grad_clip: greatest norm of all gradients together.
@@ -57,6 +59,7 @@ class BinarySRModel(SRModel):
         self.image_results: dict[str, list[dict[str, Any]]] = {}
         self.tb_logger: Any = None
         self._schedule: ScheduleSnapshot | None = None
+        self._ema_statistics: AverageStatistics | None = None
         self._in_step = False
         self._completed = 0
         super().__init__(opt)
@@ -83,6 +86,10 @@ class BinarySRModel(SRModel):
         """Losses, optimizers and schedules of SRModel, then the watches."""
         super().init_training_settings()
         train_opt = self.opt["train"]
+        if self.ema_decay > 0:
+            self._ema_statistics = AverageStatistics(
+                ema=self.net_g_ema, mode=train_opt.get("ema_bn", "copy"), freq=train_opt.get("ema_bn_freq", 10)
+            )
         net = self.get_bare_model(self.net_g)
         self.precision = train_opt.get("precision", "float32")
         self.channels_last = train_opt.get("channels_last", False)
@@ -167,7 +174,7 @@ class BinarySRModel(SRModel):
         norm = self._gradient_norm()
         if self._all_finite([*losses.values(), norm]):
             self.nonfinite.finite()
-            self._step()
+            self._step(current_iter)
         else:
             self._skip_step(current_iter)
         self._schedule, self._completed = None, current_iter
@@ -191,13 +198,17 @@ class BinarySRModel(SRModel):
     def model_ema(self, decay: float = 0.999) -> None:
         """Move the averaged network towards the trained one: average <- decay average + (1 - decay) value.
 
-        All parameters are averaged, latent weights included; buffers (running statistics) are copied.
+        All parameters are averaged, latent weights included; buffers are copied, but for running statistics that the
+        average has of its own.
         """
         net, ema = self.get_bare_model(self.net_g), self.net_g_ema
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
+            # Before the training starts the average has nothing of its own.
+            own = self._ema_statistics.own if self._ema_statistics is not None else set()
             for average, value in zip(ema.buffers(), net.buffers(), strict=True):
-                average.copy_(value)
+                if id(average) not in own:
+                    average.copy_(value)
 
     def _backward(self) -> OrderedDict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch; returns the detached terms of the loss."""
@@ -237,12 +248,14 @@ class BinarySRModel(SRModel):
             finite = flag
         return bool(finite)
 
-    def _step(self) -> None:
+    def _step(self, current_iter: int) -> None:
         self._in_step = True
         for optimizer in self.optimizers:
             optimizer.step()
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+            assert self._ema_statistics is not None  # as always where there is an average
+            self._ema_statistics.update(self.lq, current_iter)
         self._in_step = False
 
     def _skip_step(self, current_iter: int) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -282,7 +283,7 @@ class Upscaler:
         return self.engine.run(window.repeat(wanted, axis=2)).mean(axis=2, keepdims=True)
 
 
-def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+def _check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     fits = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
     if not fits or (most is not None and int(value) > most):
         limits = f"{least} to {most}" if most is not None else f"at least {least}"
