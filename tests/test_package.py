@@ -28,6 +28,8 @@ TORCH_SIDE = {
     "converter.py",
     "layer_report.py",
     "lowering.py",
+    "lowering_emitter.py",
+    "lowering_ops.py",
     "verify.py",
     "reach.py",
     "torch_module.py",
