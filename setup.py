@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
@@ -54,6 +55,14 @@ class BuildWithOptions(build_py):
             shutil.copytree(HERE / "options", Path(self.build_lib) / "bam_plugin/options", dirs_exist_ok=True)
 
 
+class PlatformWheel(bdist_wheel):
+    """bdist_wheel for any Python of one platform: the kernels are opened by ctypes and know no Python."""
+
+    def get_tag(self):
+        """`py3-none-PLATFORM`."""
+        return "py3", "none", super().get_tag()[2]
+
+
 KERNELS = kernel_build()
 
 setup(
@@ -68,7 +77,7 @@ setup(
     packages=find_packages(include=["bam_plugin", "bam_plugin.*"]),
     package_data={"bam_plugin": ["zoo/*", "data/*.csv", "packed/*.png"]},
     ext_modules=[KERNELS.KernelExtension()],
-    cmdclass={"build_ext": KERNELS.BuildKernels, "build_py": BuildWithOptions},
+    cmdclass={"build_ext": KERNELS.BuildKernels, "build_py": BuildWithOptions, "bdist_wheel": PlatformWheel},
     install_requires=RUNTIME,
     extras_require={"train": TRAIN, "onnx": ONNX, "bench": BENCH, "demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["bam = bam_plugin.cli:main"]},

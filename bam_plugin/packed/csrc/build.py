@@ -55,6 +55,17 @@ class BuildKernels(build_ext):
         except Exception as error:
             self.warn(f"the C kernels could not be built ({error}); packed networks will run on the slower NumPy path")
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """`_kernels.so`, without the tag of one Python: any Python can open the library."""
+        path = Path(super().get_ext_filename(fullname))
+        return str(path.with_name(path.name.partition(".")[0] + path.suffix))
+
+    def copy_extensions_to_source(self) -> None:
+        """Copy into the source tree, instead of earlier builds (whose names may have the tag of their Python)."""
+        for old in HERE.parent.glob("_kernels*"):
+            old.unlink()
+        super().copy_extensions_to_source()
+
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """No `PyInit_` symbol: the library is opened by ctypes."""
         return ext.export_symbols or []
