@@ -26,7 +26,8 @@ NOWHERE = Ref(-2, 0)
 ALIGNMENT = 64
 STRIP_BYTES = 24 << 20  # all windows of the tail together
 MIN_STRIP_ROWS = 8
-TILES = (48, 32, 24, 16, 12, 8)  # pixels of a tile; the largest is MAX_TILE of csrc/tile.h
+TILES = (48, 36, 30, 24, 18, 12, 8)  # pixels of a tile: MAX_TILE of csrc/tile.h, and less in sixes, as conv_block takes
+FLOAT_SLACK = 16  # bytes: a register of colours reads one number too many
 SCRATCH_BYTES = 26 << 10  # what a tile's own values may take of the cache next to the core
 
 
@@ -116,7 +117,7 @@ class Program:
 
     def _memory(self, name: str, rows: int) -> np.ndarray:
         """Memory for so many rows of a value, full of zeros."""
-        size = rows * self._row_bytes(name) + self._slack(name)
+        size = rows * self._row_bytes(name) + max(self._slack(name), FLOAT_SLACK)
         return aligned_zeros(size, int_layout.BYTE_ZERO if self._in_bytes(name) else 0)
 
     def _row_bytes(self, name: str) -> int:

@@ -36,7 +36,7 @@ typedef struct {
     float limit;
     int64_t pixel, out_pixel; /* bytes from one pixel, or group of pixels, to the next */
     int kernel, run;          /* steps of 4 bytes in a row of taps */
-    int count, lanes;         /* lanes: output channels from the chunk's first one on */
+    int count, lanes, last;   /* lanes: output channels from the chunk's first one on; last: of the last group */
     uint8_t *out;
 } int_conv_t;
 
@@ -74,22 +74,27 @@ INLINE void int_block(const int_conv_t *k, int first, const int vectors, const i
             uint8_t *out = k->out + (first + p) * k->out_pixel;
             if (k->inverse)
                 int_store(out + at * (bytes ? 1 : 2), value, inverse, limit, bytes);
-            else if (k->lanes >= at + BAM_LANES)
-                vf_store((float *)out + at, value);
             else {
-                float kept[BAM_LANES];
-                vf_store(kept, value);
-                memcpy((float *)out + at, kept, sizeof(float) * (k->lanes - at));
+                const int lanes = (first + p == k->count - 1 ? k->last : k->lanes) - at;
+                if (lanes >= BAM_LANES)
+                    vf_store((float *)out + at, value);
+                else {
+                    float kept[BAM_LANES];
+                    vf_store(kept, value);
+                    memcpy((float *)out + at, kept, sizeof(float) * lanes);
+                }
             }
         }
     }
 }
 
-/* How many pixels at once for so many registers of output channels: what fills the register file, then 4, then 1. */
+/* How many pixels at once for so many registers of output channels: what fills the register file (with one register 10,
+ * the groups of a tile), then 4, then 1. */
+#define INT_PIXELS(V) ((V) == 1 ? 10 : BAM_PIXELS(V))
 #define INT_CHUNK(V, BYTES)                                                                                 \
     NOINLINE void int_chunk_##V##_##BYTES(const int_conv_t *k) {                                            \
         int p = 0;                                                                                          \
-        for (; p + BAM_PIXELS(V) <= k->count; p += BAM_PIXELS(V)) int_block(k, p, V, BAM_PIXELS(V), BYTES); \
+        for (; p + INT_PIXELS(V) <= k->count; p += INT_PIXELS(V)) int_block(k, p, V, INT_PIXELS(V), BYTES); \
         for (; p + 4 <= k->count; p += 4) int_block(k, p, V, 4, BYTES);                                     \
         for (; p < k->count; p++) int_block(k, p, V, 1, BYTES);                                             \
     }
@@ -106,7 +111,7 @@ INT_CHUNKS(1)
 #endif
 
 /* Few output channels would leave most lanes of a register idle: the filters then make a group of i1 neighbouring pixels
- * at once, each with its own zeros around the kernel. The last group of a tile may reach beyond it, onto zeros. */
+ * at once, each with its own zeros around the kernel. The last group of a tile may reach beyond it, whatever stands there. */
 NOINLINE void int_conv_op(const tile_t *t, const bam_op *op) {
     static void (*const chunks[2][BAM_MAX_VECTORS])(const int_conv_t *) = {
         INT_CHUNK_TABLE(0),
@@ -118,7 +123,7 @@ NOINLINE void int_conv_op(const tile_t *t, const bam_op *op) {
     const int out_stride = stride_of(op->out_channels) * group;
     int_conv_t k = {.kernel = op->kernel, .weights = op->p0, .inverse = op->p4, .limit = op->f0};
     const int64_t pixel = locate_rows(t, op->in0, op->kernel, int_pixel(op, op->in_channels), k.rows);
-    k.pixel = pixel * group;
+    k.pixel = pixel * group, k.count = (t->count + group - 1) / group;
     k.run = (op->kernel + group - 1) * stride * size / 4;
     uint8_t *out = locate(t, op->p4 ? op->out1 : op->out0);
     k.out_pixel = op->p4 ? int_pixel(op, op->out_channels) : 4 * out_stride;
@@ -132,15 +137,8 @@ NOINLINE void int_conv_op(const tile_t *t, const bam_op *op) {
         if (op->p4) k.inverse = (const float *)op->p4 + first;
         k.out = out + first * (op->p4 ? size : 4);
         k.lanes = out_stride - first;
-        k.count = t->count / group;
+        k.last = k.lanes - (k.count * group - t->count) * op->out_channels;
         chunks[op->i0 != 0][vectors - 1](&k);
         k.weights += steps * vectors * BAM_LANES * 4;
-    }
-    if (t->count % group) { /* only where group > 1: one chunk, floats */
-        k.weights = op->p0, k.count = 1;
-        k.lanes = t->count % group * op->out_channels;
-        for (int i = 0; i < op->kernel; i++) k.rows[i] += t->count / group * k.pixel;
-        k.out += t->count / group * k.out_pixel;
-        chunks[op->i0 != 0][0](&k);
     }
 }

@@ -128,14 +128,18 @@ NOINLINE void weigh_tile(const bam_op *op, const float *x, const float *add, flo
 /* Spreads the channels of pixels of `size` bytes a channel; strides in bytes. */
 INLINE void shuffle_pixels(const uint8_t *x, int64_t in_stride, uint8_t *row, int64_t out_stride, int count, int line,
                            const int factor, const int channels, const int ordered, const int size) {
+    const int run = factor * channels * size; /* in order, and in one piece where pixels have no padding */
+    if (ordered && out_stride == channels * size && run % 16 == 0) {
+        x += line * run;
+        for (int p = 0; p < count; p++, x += in_stride, row += run)
+            for (int b = 0; b < run; b += 16) memcpy(row + b, x + b, 16);
+        return;
+    }
     for (int p = 0; p < count; p++, x += in_stride)
         for (int j = 0; j < factor; j++, row += out_stride) {
             const int place = line * factor + j;
-            if (ordered && channels * size % 16 == 0)
-                for (int b = 0; b < channels * size; b += 16) memcpy(row + b, x + place * channels * size + b, 16);
-            else
-                for (int c = 0; c < channels; c++)
-                    memcpy(row + c * size, x + (ordered ? place * channels + c : c * factor * factor + place) * size, size);
+            for (int c = 0; c < channels; c++)
+                memcpy(row + c * size, x + (ordered ? place * channels + c : c * factor * factor + place) * size, size);
         }
 }
 
@@ -172,13 +176,21 @@ NOINLINE void resize_op(const tile_t *t, const bam_op *op) {
         row = row < 0 ? 0 : row >= map->height ? map->height - 1 : row;
         lines[k] = (const float *)row_of(map, row) + (int64_t)map->pad * stride;
     }
-    for (int p = 0; p < t->count; p++, out += stride) {
-        const int place = (t->x + p) / factor, part = (t->x + p) % factor;
+    int place = t->x / factor, part = t->x % factor;
+    for (int p = 0; p < t->count; p++, out += stride, part++) {
+        if (part == factor) place++, part = 0;
         const float *across = weights + part * taps, *down = weights + phase * taps;
         int at[MAX_TAPS];
         for (int k = 0; k < taps; k++) {
             const int column = place + offsets[part] + k;
             at[k] = (column < 0 ? 0 : column >= map->width ? map->width - 1 : column) * stride;
+        }
+        if (taps == 2 && stride == 3 && p + 1 < t->count) { /* a colour at once, and a fourth number that goes again */
+            const four_t a = *(const four_t *)(lines[0] + at[0]), b = *(const four_t *)(lines[0] + at[1]);
+            const four_t c = *(const four_t *)(lines[1] + at[0]), d = *(const four_t *)(lines[1] + at[1]);
+            const four_t first = a * across[0] + b * across[1], second = c * across[0] + d * across[1];
+            *(four_t *)out = first * down[0] + second * down[1];
+            continue;
         }
         for (int c = 0; c < stride; c++) {
             float total = 0;
