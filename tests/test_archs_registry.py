@@ -15,8 +15,8 @@ SMALL = {
     "SRResNet": {"num_feat": 8, "num_block": 2},
     "VDSR": {"num_feat": 8, "num_layers": 8},
 }
-# Binarized has its own tests.
-OTHERS = {"Bicubic", "Binarized"}
+# Binarized and PackedNetwork have their own tests.
+OTHERS = {"Bicubic", "Binarized", "PackedNetwork"}
 
 OURS = sorted(name for name, arch in ARCH_REGISTRY if arch.__module__.startswith("bam_plugin.archs."))
 # Full precision is a method of the two networks that have a full-precision original.

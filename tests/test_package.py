@@ -30,6 +30,8 @@ TORCH_SIDE = {
     "lowering.py",
     "lowering_emitter.py",
     "lowering_ops.py",
+    "mixed_engine.py",
+    "mixed_network.py",
     "verify.py",
     "reach.py",
     "torch_module.py",

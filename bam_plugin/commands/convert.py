@@ -11,6 +11,8 @@ from typing import Any
 
 from bam_plugin._files import atomic_path
 from bam_plugin.errors import BamError
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.mixed_format import MixedModel
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an output file that exists")
     parser.add_argument(
         "--onnx", type=Path, metavar="FILE", help="write the network in float arithmetic as ONNX, too (needs [onnx])"
+    )
+    parser.add_argument(
+        "--require-graph", action="store_true", help="refuse a network that can only run in torch (a mixed file)"
     )
     parser.add_argument("--report", type=Path, help="write the layer table and the comparison as JSON, too")
 
@@ -116,6 +121,7 @@ def _report(conversion: Any, onnx: dict[str, Any] | None) -> dict[str, Any]:
         "file_bytes": len(conversion.data),
         "binary_bits": conversion.model.binary_bits,
         "sha256": conversion.model.sha256,
+        "no_graph": getattr(conversion.model, "no_graph", None),
         "comparison": None if comparison is None else vars(comparison),
         "onnx": onnx,
     }
@@ -144,6 +150,12 @@ def _agrees(what: str, comparison: Any, least: float) -> bool:
     return False
 
 
+def _reach(model: PackedModel | MixedModel) -> str:
+    if model.receptive_radius is not None:
+        return f"receptive radius {model.receptive_radius}"
+    return f"no finite receptive radius ({getattr(model, 'unbounded', '')}), so tiles are blended"
+
+
 def run(args: argparse.Namespace) -> int:
     """Convert. Returns 1, and writes no packed file, when a comparison finds more difference than allowed."""
     source = _checkpoint(args)
@@ -168,15 +180,19 @@ def run(args: argparse.Namespace) -> int:
         facts=_read_facts(args.facts) if args.facts else None,
         images=images,
         verify=not args.no_verify,
+        require_graph=args.require_graph or args.onnx is not None,
     )
     onnx, onnx_comparison = b"", None
     if args.onnx:
+        assert isinstance(conversion.model, PackedModel)  # require_graph
         onnx = onnx_export.export_onnx(conversion.model)
         if not args.no_verify:
             run_onnx = onnx_export.onnx_runner(onnx)
             onnx_comparison = compare_pictures(conversion.network, run_onnx, images(conversion.model.num_in_ch))
     out = sys.stdout
     out.write(layer_table(conversion.rows) + "\n")
+    if isinstance(conversion.model, MixedModel):
+        out.write(f"no packed graph: {conversion.model.no_graph}; so this is a mixed file, which runs in torch\n")
     if args.report:
         facts = None if onnx_comparison is None else {"file_bytes": len(onnx), "comparison": vars(onnx_comparison)}
         with atomic_path(args.report) as temporary:
@@ -190,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
         temporary.write_bytes(conversion.data)
     out.write(
         f"{args.output}: {len(conversion.data):,} bytes (checkpoint {source.stat().st_size:,}), scale "
-        f"{conversion.model.scale}, receptive radius {conversion.model.receptive_radius}\n"
+        f"{conversion.model.scale}, {_reach(conversion.model)}\n"
     )
     if args.onnx:
         with atomic_path(args.onnx) as temporary:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bam_plugin.packed.describe import describe
-from bam_plugin.packed.format import read_packed
+from bam_plugin.packed.format import read_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts of one packed file, whose checksum has been verified by reading it."""
-    model = read_packed(args.file)
+    model = read_model(args.file)
     facts = {"file": str(args.file), "checksum": "verified", **describe(model, file_bytes=args.file.stat().st_size)}
     if args.json:
         sys.stdout.write(json.dumps(facts, indent=2, sort_keys=True) + "\n")
@@ -54,13 +54,12 @@ def _summary(facts: dict[str, Any]) -> str:
         "file": f"{facts['file']}, {sizes['file']:,} bytes",
         "network": facts["network"] or "not recorded",
         "scale": f"x{facts['scale']}, {facts['channels'][0]} channels in, {facts['channels'][1]} out",
-        "receptive radius": "the whole picture" if radius is None else f"{radius} input pixels",
+        "receptive radius": f"{radius} input pixels" if radius is not None else _unbounded(facts),
         "binary weights": f"{binary['weights']:,} in {binary['bytes']:,} bytes",
         "float numbers": f"{floats['numbers']:,} in {floats['bytes']:,} bytes",
-        "other operations": ", ".join(
-            f"{count} {name}" for name, count in facts["operations"].items() if not name.endswith("conv2d")
-        ),
+        "other operations": _operations(facts),
         "precisions": "; ".join(_precision(name, offer) for name, offer in facts["precisions"].items()),
+        **_mixed_lines(facts),
         "metrics": _flat(facts["metrics"]) or "not recorded",
         **{name.replace("_", " "): _flat(value) for name, value in facts["origin"].items()},
         "sha256": f"{facts['sha256']} (verified)",
@@ -73,6 +72,23 @@ def _precision(name: str, offer: dict[str, Any] | None) -> str:
     """A precision with its cost: "int8 (Set5 +0.001 dB)"."""
     costs = ", ".join(f"{benchmark} {cost:+.3f} dB" for benchmark, cost in offer["cost_db"].items()) if offer else ""
     return f"{name} (costs {costs})" if costs else name
+
+
+def _operations(facts: dict[str, Any]) -> str:
+    if facts["kind"] == "mixed":
+        return f"in PyTorch; no packed graph: {facts['no_graph']}"
+    return ", ".join(f"{count} {name}" for name, count in facts["operations"].items() if not name.endswith("conv2d"))
+
+
+def _unbounded(facts: dict[str, Any]) -> str:
+    return f"none: {facts['unbounded']}; tiles are blended, and differ from an untiled result"
+
+
+def _mixed_lines(facts: dict[str, Any]) -> dict[str, str]:
+    """What only a mixed network has to say: sizes that it takes, where it does not take all."""
+    if facts["kind"] != "mixed" or (facts["size_multiple"], facts["least_size"]) == (1, 1):
+        return {}
+    return {"sizes": f"multiples of {facts['size_multiple']} from {facts['least_size']} on; others are padded and cut"}
 
 
 def _flat(value: object) -> str:

@@ -25,8 +25,12 @@ from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model
-from bam_plugin.packed.layer_report import LayerRow
+from bam_plugin.packed.layer_report import LayerRow, mixed_rows
 from bam_plugin.packed.lowering import lower_network
+from bam_plugin.packed.mixed_engine import MixedEngine
+from bam_plugin.packed.mixed_format import MixedModel
+from bam_plugin.packed.mixed_network import make_mixed
+from bam_plugin.packed.torch_module import binary_layers
 from bam_plugin.packed.verify import Comparison, compare, default_images
 
 PARAM_KEYS = ("params_ema", "params")
@@ -50,7 +54,7 @@ class Conversion:
     """
 
     network: nn.Module
-    model: PackedModel
+    model: PackedModel | MixedModel
     data: bytes
     rows: list[LayerRow]
     comparison: Comparison | None
@@ -146,19 +150,40 @@ def convert_network(
     metadata: Mapping[str, Any] | None = None,
     images: Iterable[np.ndarray] | None = None,
     verify: bool = True,
+    require_graph: bool = False,
 ) -> Conversion:
     """Pack a PyTorch network and compare the two on `images` (default: the fixed ones).
 
-    `metadata` must be JSON. Raises ConversionError when the network cannot be packed.
+    `metadata` must be JSON. A network that no graph expresses becomes a mixed network, if it has binary convolutions
+    and `metadata` has the `network_g` that builds it, and unless `require_graph`. Raises ConversionError when the
+    network cannot be packed.
     """
-    graph, tensors, rows = lower_network(network, num_in_ch=num_in_ch)
-    model = PackedModel(graph=graph, tensors=tensors, metadata=dict(metadata or {}))
+    metadata = dict(metadata or {})
+    try:
+        graph, tensors, rows = lower_network(network, num_in_ch=num_in_ch)
+        model = PackedModel(graph=graph, tensors=tensors, metadata=metadata)
+        engine = Engine(model)
+    except ConversionError as error:
+        if require_graph or "network_g" not in metadata or not binary_layers(network):
+            raise
+        model, packed = _convert_mixed(network, num_in_ch, metadata, error)
+        rows = mixed_rows(network, model)
+        engine = MixedEngine(model, network=packed)
     data = pack_model(model)
     comparison = None
     if verify:
         pictures = default_images(num_in_ch) if images is None else images
-        comparison = compare(network.cpu().float(), Engine(model), pictures)
+        comparison = compare(network.cpu().float(), engine, pictures)
     return Conversion(network=network, model=model, data=data, rows=rows, comparison=comparison)
+
+
+def _convert_mixed(
+    network: nn.Module, num_in_ch: int, metadata: Mapping[str, Any], why: ConversionError
+) -> tuple[MixedModel, nn.Module]:
+    try:
+        return make_mixed(network, num_in_ch=num_in_ch, metadata=metadata, no_graph=str(why))
+    except ConversionError as error:
+        raise ConversionError(f"no packed graph: {why}; and no mixed network: {error}") from error
 
 
 def convert_checkpoint(
@@ -170,6 +195,7 @@ def convert_checkpoint(
     facts: Mapping[str, Any] | None = None,
     images: Callable[[int], Iterable[np.ndarray]] = default_images,
     verify: bool = True,
+    require_graph: bool = False,
 ) -> Conversion:
     """Convert a BasicSR checkpoint with the option file it was trained with; see `convert_network`.
 
@@ -196,4 +222,11 @@ def convert_checkpoint(
     }
     num_in_ch = input_channels(network, section)
     pictures = images(num_in_ch) if verify else ()
-    return convert_network(network, num_in_ch=num_in_ch, metadata=metadata, images=pictures, verify=verify)
+    return convert_network(
+        network,
+        num_in_ch=num_in_ch,
+        metadata=metadata,
+        images=pictures,
+        verify=verify,
+        require_graph=require_graph,
+    )

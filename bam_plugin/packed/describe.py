@@ -7,37 +7,38 @@ from collections.abc import Mapping
 
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import Node
+from bam_plugin.packed.mixed_format import BinaryLayer, MixedModel
 from bam_plugin.packed.precision import FLOAT, Offer, read_offers
 
 _KINDS = {"conv2d": "float conv", "binary_conv2d": "binary conv"}
 _ORIGIN = ("producer", "source_sha256", "source_key", "training", "terms")
 
 
-def describe(model: PackedModel, *, file_bytes: int) -> dict[str, object]:
+def describe(model: PackedModel | MixedModel, *, file_bytes: int) -> dict[str, object]:
     """The facts of a packed network; everything in it is JSON.
 
-    `layers` lists the convolutions in order: name, kind, channels, kernel edge, weight bits, and the bytes of all their
-    tensors. `binary` and `float` add up the weights of one bit and all other numbers. `precisions` has
-    fp32 and the offered ones with their cost in dB by benchmark. `metrics` and `origin` are what the maker recorded;
+    `layers` lists the convolutions in order (of a mixed network the binary ones): name, kind, channels, kernel edge,
+    weight bits, and the bytes of all their tensors. `binary` and `float` add up the weights of one bit and all other
+    numbers. `kind` is `graph` or `mixed`; `operations` counts the nodes of a graph. `unbounded` says why there is no
+    finite receptive radius, `no_graph` why a network is mixed. `precisions` has fp32 and the offered ones with their
+    cost in dB by benchmark. `metrics` and `origin` are what the maker recorded;
     `info` is all of it.
     """
-    layers = [_layer(model, node) for node in model.graph.nodes if node.op in _KINDS]
-    binary_bytes = sum(model.tensors[node.tensors["weight"]].nbytes for node in _nodes(model, "binary_conv2d"))
     tensor_bytes = sum(array.nbytes for array in model.tensors.values())
     floats = sum(array.size for array in model.tensors.values() if array.dtype == "float32")
-    info, graph = dict(model.metadata), model.graph
+    info = dict(model.metadata)
+    own = _mixed_facts(model) if isinstance(model, MixedModel) else _graph_facts(model)
+    offers = {} if isinstance(model, MixedModel) else read_offers(model.graph, info)
     return {
         "network": _network(info),
         "scale": model.scale,
-        "channels": [model.num_in_ch, model.graph.num_out_ch],
+        "channels": [model.num_in_ch, model.num_out_ch],
         "receptive_radius": model.receptive_radius,
-        "binary": {"weights": model.binary_bits, "bytes": binary_bytes},
         "float": {"numbers": floats, "bytes": floats * 4},
         "bytes": {"file": file_bytes, "tensors": tensor_bytes, "graph_and_facts": file_bytes - tensor_bytes},
-        "operations": dict(sorted(Counter(node.op for node in model.graph.nodes).items())),
-        "layers": layers,
+        **own,
         "metrics": info.get("metrics"),
-        "precisions": {FLOAT: None, **{name: _offer(offer) for name, offer in read_offers(graph, info).items()}},
+        "precisions": {FLOAT: None, **{name: _offer(offer) for name, offer in offers.items()}},
         "origin": {name: info[name] for name in _ORIGIN if name in info},
         "sha256": model.sha256,
         "info": info,
@@ -46,6 +47,46 @@ def describe(model: PackedModel, *, file_bytes: int) -> dict[str, object]:
 
 def _offer(offer: Offer) -> dict[str, object]:
     return {"cost_db": dict(offer.cost), "calibration": dict(offer.calibration), "convolutions": list(offer.ranges)}
+
+
+def _graph_facts(model: PackedModel) -> dict[str, object]:
+    binary_bytes = sum(model.tensors[node.tensors["weight"]].nbytes for node in _nodes(model, "binary_conv2d"))
+    return {
+        "kind": "graph",
+        "binary": {"weights": model.binary_bits, "bytes": binary_bytes},
+        "operations": dict(sorted(Counter(node.op for node in model.graph.nodes).items())),
+        "layers": [_layer(model, node) for node in model.graph.nodes if node.op in _KINDS],
+    }
+
+
+def _mixed_facts(model: MixedModel) -> dict[str, object]:
+    return {
+        "kind": "mixed",
+        "binary": {
+            "weights": model.binary_bits,
+            "bytes": sum(model.tensors[layer.tensor("weight")].nbytes for layer in model.layers),
+        },
+        "operations": {},
+        "layers": [_mixed_layer(model, layer) for layer in model.layers],
+        "no_graph": model.no_graph,
+        "unbounded": model.unbounded,
+        "size_multiple": model.size_multiple,
+        "least_size": model.least_size,
+    }
+
+
+def _mixed_layer(model: MixedModel, layer: BinaryLayer) -> dict[str, object]:
+    bases, filters, _ = model.tensors[layer.tensor("weight")].shape
+    return {
+        "name": layer.name,
+        "kind": "binary conv",
+        "channels": [layer.in_channels, filters],
+        "kernel": layer.kernel,
+        "weights": bases * filters * layer.in_channels * layer.kernel**2,
+        "bits_per_weight": 1,
+        "bytes": sum(model.tensors[layer.tensor(role)].nbytes for role in layer.roles),
+        "magnification": None,
+    }
 
 
 def _nodes(model: PackedModel, op: str) -> list[Node]:

@@ -81,6 +81,15 @@ def choose_threads(threads: int | None) -> int:
     return min(threads, kernels.MAX_THREADS)
 
 
+def check_image(image: object, channels: int) -> None:
+    """Raise EngineError unless `image` is a float32 array (H, W, channels) with pixels."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
+        found = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise EngineError(f"the engine takes a float32 array (H, W, {channels}), found {found}")
+    if image.shape[2] != channels or 0 in image.shape:
+        raise EngineError(f"the network takes images of shape (H, W, {channels}), found {image.shape}")
+
+
 @dataclass(frozen=True)
 class _Step:
     node: Node
@@ -172,10 +181,5 @@ class Engine:
         `observe(name, value)` is called with every node's result (float map or sign words), for comparisons.
         Raises EngineError when the image is not float32, has no pixel or another number of channels.
         """
-        channels = self.model.num_in_ch
-        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.ndim != 3:
-            found = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise EngineError(f"the engine takes a float32 array (H, W, {channels}), found {found}")
-        if image.shape[2] != channels or 0 in image.shape:
-            raise EngineError(f"the network takes images of shape (H, W, {channels}), found {image.shape}")
+        check_image(image, self.model.num_in_ch)
         return self._runner.run(image, self.threads, observe)

@@ -49,6 +49,10 @@ class ChecksumError(PackedFormatError):
     """The content does not match the SHA-256 that the file records."""
 
 
+class UnbuildableNetworkError(PackedFormatError):
+    """The network that a mixed file names cannot be built from the file's options."""
+
+
 class MixedFileError(PackedFormatError):
     """A file of a mixed network was given where a packed graph is needed."""
 

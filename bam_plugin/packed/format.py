@@ -55,6 +55,11 @@ class PackedModel:
         return self.graph.num_in_ch
 
     @property
+    def num_out_ch(self) -> int:
+        """Channels of the output."""
+        return self.graph.num_out_ch
+
+    @property
     def receptive_radius(self) -> int | None:
         """Input pixels of context that decide an output pixel; no op of a graph sees the whole image."""
         return self.graph.receptive_radius

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.graph import Graph
+from bam_plugin.packed.mixed_format import MixedModel
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,30 @@ def layer_rows(
     stored = dict.fromkeys(layers.values(), 0)
     for node in graph.nodes:
         stored[layers[node.name]] += sum(tensors[name].nbytes for name in node.tensors.values())
+    notes = {layer: notes.get(layer, "full precision") for layer in stored}
+    return _rows(network, stored, notes, root="(forward)")
+
+
+def mixed_rows(network: nn.Module, model: MixedModel) -> list[LayerRow]:
+    """The rows of a mixed network: one per module of `network`, which it was made from, with a state of its own."""
+    layers = {layer.name: layer for layer in model.layers}
+    stored, notes = {}, {}
+    for name, module in network.named_modules():
+        if any(name.startswith(f"{layer}.") for layer in layers):
+            continue
+        inner = isinstance(module, BinaryConv2d)
+        prefix = f"{name}." if name else ""
+        stored[name] = sum(
+            array.nbytes
+            for key, array in model.tensors.items()
+            if key.startswith(prefix) and (inner or "." not in key[len(prefix) :])
+        )
+        float_activations = inner and layers[name].alphabet is None
+        notes[name] = "packed, float activations" if float_activations else "packed" if inner else "full precision"
+    return _rows(network, stored, notes, root="(network)")
+
+
+def _rows(network: nn.Module, stored: Mapping[str, int], notes: Mapping[str, str], *, root: str) -> list[LayerRow]:
     rows = []
     for layer, nbytes in stored.items():
         module = network.get_submodule(layer)
@@ -58,12 +83,12 @@ def layer_rows(
         weight = getattr(module, "weight", None)
         rows.append(
             LayerRow(
-                layer=layer or "(forward)",
+                layer=layer or root,
                 kind=type(module).__name__,
                 shape=tuple(weight.shape) if isinstance(weight, Tensor) else (),
                 bits_before=32 * numbers,
                 bytes_after=nbytes,
-                note=notes.get(layer, "full precision"),
+                note=notes[layer],
             )
         )
     return rows

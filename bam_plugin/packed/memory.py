@@ -1,4 +1,4 @@
-"""How much memory a packed network needs for a tile, estimated from its graph.
+"""How much memory a packed network needs for a tile: estimated from its graph, measured for a mixed network.
 
 NumPy kernels hold every map of the moment whole, and copy what a convolution reads. Compiled kernels hold the maps of
 the body whole; of the enlarged maps behind it they hold a strip of a few rows, and the result.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.graph import Graph, ValueType
 from bam_plugin.packed.kernels import compiled_isas
 from bam_plugin.packed.program import MIN_STRIP_ROWS, STRIP_BYTES
+
+if TYPE_CHECKING:
+    from bam_plugin.packed.mixed_engine import MixedEngine
 
 _PATCHES = 32 << 20  # the patch matrix of a convolution by matrix multiplication, and its product
 _RESULTS = 3  # the result's map, the copy handed out, and its clipped copy
@@ -31,8 +35,12 @@ class TileMemory:
         return max(1, (memory - self.fixed - self.per_column * columns) // self.per_pixel)
 
 
-def tile_memory(engine: Engine) -> TileMemory:
+def tile_memory(engine: Engine | MixedEngine) -> TileMemory:
     """Estimate from above what `engine` takes for a tile."""
+    if not isinstance(engine, Engine):
+        model = engine.model
+        result = _RESULTS * 4 * model.num_out_ch * model.scale**2
+        return TileMemory(per_pixel=engine.bytes_per_pixel + result, per_column=0, fixed=_PATCHES)
     graph = engine.model.graph
     result = _RESULTS * _size(graph.types[graph.output])
     if engine.isa in compiled_isas():

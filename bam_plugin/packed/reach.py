@@ -27,6 +27,7 @@ STRIPS = (64, 256, 1024)
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 16, 32, 64)
 _LARGEST_LEAST = 64
+_EDGES = (64, 96)  # between them they are multiples of all
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,18 @@ def run_fitted(network: nn.Module, x: Tensor, sizes: Sizes) -> Tensor:
 @torch.no_grad()
 def find_sizes(network: nn.Module, num_in_ch: int) -> Sizes:
     """Try out which sizes `network` (in evaluation mode) takes; a ConversionError if none of the usual ones."""
-    shape, fault = _try(network, num_in_ch, 64, 64)
+    edge, shape, fault = 0, None, ""
+    for edge in _EDGES:
+        shape, fault = _try(network, num_in_ch, edge, edge)
+        if shape is not None:
+            break
     if shape is None:
-        raise ConversionError(f"{type(network).__name__} does not run on a picture of 64x64 pixels ({fault})")
-    ratio = shape[2] / 64
-    if len(shape) != 4 or ratio != int(ratio) or shape[3] != shape[2]:
+        raise ConversionError(f"{type(network).__name__} does not run on pictures of {_EDGES} pixels an edge ({fault})")
+    ratio = shape[2] / edge if len(shape) == 4 else 0
+    if ratio < 1 or ratio != int(ratio) or shape[3] != shape[2]:
         raise ConversionError(
-            f"{type(network).__name__} makes {tuple(shape)} of a picture of 64x64 pixels; an output enlarged by a "
-            "whole number was expected"
+            f"{type(network).__name__} makes {tuple(shape)} of a picture of {edge}x{edge} pixels; an output "
+            "enlarged by a whole number was expected"
         )
 
     def works(height: int, width: int) -> bool:
@@ -154,6 +159,11 @@ def _local(marks: list[bool]) -> bool:
     return not (marks[0] or marks[-1])
 
 
+def _narrow(marks: list[bool]) -> bool:
+    """Whether NaNs take less than half of the map."""
+    return 2 * sum(marks) < len(marks)
+
+
 @torch.no_grad()
 def find_reach(network: nn.Module, sizes: Sizes, num_in_ch: int) -> Reach:
     """Measure the receptive radius of `network`, which has `BinaryConv2d`s and takes `sizes`."""
@@ -229,8 +239,10 @@ def _reason(network: nn.Module, pair: list[_Probe]) -> str:
     for one, other in zip(first.calls, second.calls, strict=False):
         if one.output is None or other.output is None:
             continue
-        if everywhere and all(one.output) and all(_local(marks) for marks in one.inputs):
+        if everywhere and all(one.output) and all(map(_narrow, one.inputs)):
             return f"{_named(network, one.name)} sees the whole picture"
+        if not all(one.output) and not _narrow(one.output):
+            break  # it has grown step by step
         if _uneven(first, one.output, second, other.output) and not any(
             _uneven(first, a, second, b) for a, b in zip(one.inputs, other.inputs, strict=False)
         ):

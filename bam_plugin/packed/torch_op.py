@@ -48,15 +48,10 @@ def sign_maps(x: Tensor, threshold: Tensor, flip: Tensor) -> list[Tensor]:
     return [(x >= base.view(1, -1, 1, 1)) ^ turned.view(1, -1, 1, 1).bool() for base, turned in pairs]
 
 
-@torch.library.custom_op("bam_plugin::packed_conv2d", mutates_args=())
-def packed_conv2d(
+def simulated_conv2d(
     x: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, flip: Tensor, kernel: int, alphabet: str
 ) -> Tensor:
-    """Binarize x (N, C, H, W) float32 and convolve it with packed filters, stride 1, size kept: (N, O, H, W).
-
-    The result is channels_last where x is, contiguous else. The sum over activation bases n and weight bases m (m
-    first) of fl(scale[n, m] * dot product), exact whatever computes it. The other tensors: `mixed_format.BinaryLayer`.
-    """
+    """`packed_conv2d` by torch's float convolution, on any device: the same result."""
     total = None
     low = 0.0 if alphabet == "0,1" else -1.0
     filters = unpack_signs(weight, x.shape[1], kernel)
@@ -67,6 +62,18 @@ def packed_conv2d(
             total = term if total is None else total + term
     assert total is not None
     return total.contiguous(memory_format=_memory_format(x))
+
+
+@torch.library.custom_op("bam_plugin::packed_conv2d", mutates_args=())
+def packed_conv2d(
+    x: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, flip: Tensor, kernel: int, alphabet: str
+) -> Tensor:
+    """Binarize x (N, C, H, W) float32 and convolve it with packed filters, stride 1, size kept: (N, O, H, W).
+
+    The result is channels_last where x is, contiguous else. The sum over activation bases n and weight bases m (m
+    first) of fl(scale[n, m] * dot product), exact whatever computes it. The other tensors: `mixed_format.BinaryLayer`.
+    """
+    return simulated_conv2d(x, weight, scale, threshold, flip, kernel, alphabet)
 
 
 @packed_conv2d.register_fake

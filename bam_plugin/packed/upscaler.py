@@ -10,6 +10,7 @@ Any size fits in bounded memory: the picture is computed in tiles and written in
 
 from __future__ import annotations
 
+import functools
 import numbers
 import os
 import time
@@ -23,10 +24,11 @@ import numpy as np
 from bam_plugin._files import atomic_path
 from bam_plugin.errors import BamError
 from bam_plugin.packed.alpha import NEIGHBOURHOOD, clamp_alpha, fill_transparent
-from bam_plugin.packed.engine import Engine
-from bam_plugin.packed.format import PackedModel, read_packed
+from bam_plugin.packed.engines import open_engine
+from bam_plugin.packed.format import PackedModel, read_model
 from bam_plugin.packed.images import MAX_PIXELS, check_array, read_picture
-from bam_plugin.packed.memory import tile_memory
+from bam_plugin.packed.memory import TileMemory, tile_memory
+from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.picture_writer import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
 from bam_plugin.packed.precision import FLOAT
 from bam_plugin.packed.row_resize import resize_bands
@@ -86,48 +88,52 @@ class Upscaler:
     scale: int
     """The network's own magnification. Other scales are made by resizing its result (bicubic)."""
     receptive_radius: int | None
-    """Pixels of the small picture around a pixel that its result depends on; None: no finite number (attention)."""
+    """Pixels of the small picture around a pixel that its result depends on; None: no finite number (attention), and
+    then tiles are blended instead of joined."""
     isa: str
     """Instruction set whose kernels run, as chosen by the caller, BAM_ISA, or the processor."""
     threads: int
     """Threads that the kernels use. Results do not depend on it."""
     precision: str
     """Precision of the float layers, as chosen by the caller."""
-    model: PackedModel
-    """Graph, weights and metadata as read from the file."""
+    model: PackedModel | MixedModel
+    """Graph (or layers), weights and metadata as read from the file."""
     path: Path | None
-    """The packed file, None when the network came as a `PackedModel`."""
+    """The packed file, None when the network came as a model."""
 
     def __init__(
         self,
-        model: str | os.PathLike | PackedModel | None = None,
+        model: str | os.PathLike | PackedModel | MixedModel | None = None,
         *,
         scale: float | None = None,
         isa: str | None = None,
         threads: int | None = None,
         precision: str = FLOAT,
     ):
-        """`model` is a packed file, a name of the zoo, a `PackedModel`, or None for the zoo's default.
+        """`model` is a packed file, a name of the zoo, a model that was read, or None for the zoo's default.
 
         `scale` chooses among the files of a network the one nearest to it. `precision` is "fp32", or "int8" or "int16"
         where the file offers it: faster, for a loss that `bam inspect` shows. Raises `BamError`s that name what is
-        wrong with the file or with the choice.
+        wrong with the file or with the choice; `MissingDependencyError` for a mixed network where torch is missing.
         """
         self.path = None
-        if not isinstance(model, PackedModel):
+        if not isinstance(model, PackedModel | MixedModel):
             self.path = find_model(model, scale=scale)
-            model = read_packed(self.path)
-        if model.num_in_ch not in (1, 3) or model.graph.num_out_ch != model.num_in_ch:
+            model = read_model(self.path)
+        if model.num_in_ch not in (1, 3) or model.num_out_ch != model.num_in_ch:
             raise UnsupportedModelError(
                 f"pictures need a network from 1 to 1 or from 3 to 3 channels, {self.path or 'this one'} goes from "
-                f"{model.num_in_ch} to {model.graph.num_out_ch}; run it with Engine"
+                f"{model.num_in_ch} to {model.num_out_ch}; run it with Engine"
             )
         self.model = model
-        self.engine = Engine(model, isa=isa, threads=threads, precision=precision)
+        self.engine = open_engine(model, isa=isa, threads=threads, precision=precision)
         self.scale, self.receptive_radius = model.scale, model.receptive_radius
         self.isa, self.threads = self.engine.isa, self.engine.threads
         self.precision = precision
-        self._tile_memory = tile_memory(self.engine)
+
+    @functools.cached_property
+    def _tile_memory(self) -> TileMemory:
+        return tile_memory(self.engine)
 
     def upscale(
         self,
@@ -192,7 +198,7 @@ class Upscaler:
             size=(width, height),
             tiles=tiling.count,
             seconds=time.perf_counter() - started,
-            notes=(*picture.notes, *encoding.notes, *self._scale_notes(scale), *_tiling_notes(tiling)),
+            notes=(*picture.notes, *encoding.notes, *self._scale_notes(scale), *self._tiling_notes(tiling)),
         )
 
     def _scale(self, scale: float | None) -> float:
@@ -204,6 +210,12 @@ class Upscaler:
 
     def _scale_notes(self, scale: float) -> list[str]:
         return [] if scale == self.scale else [f"the network enlarges {self.scale} times; resized to {scale:g} times"]
+
+    def _tiling_notes(self, tiling: Tiling) -> list[str]:
+        if not tiling.blended:
+            return []
+        reason = getattr(self.model, "unbounded", "") or "the network sees the whole picture"
+        return [f"{reason}: the {tiling.count} tiles are blended and differ from an untiled run"]
 
     def _plan(self, pixels: np.ndarray, tile: int | None, encoder_bytes: int = 0) -> Tiling:
         height, width, channels = pixels.shape
@@ -319,9 +331,3 @@ def refuse_same_file(source: Path, destination: Path) -> None:
         same = False
     if same:
         raise OverwriteError(f"{destination}: is the input itself; choose another folder or a --suffix")
-
-
-def _tiling_notes(tiling: Tiling) -> list[str]:
-    if not tiling.blended:
-        return []
-    return [f"the network sees the whole picture: its {tiling.count} tiles are blended and differ from an untiled run"]

@@ -21,6 +21,7 @@ from torch import nn
 
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.engine import Engine
+from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.reference import words_to_bits
 
 SEED = 20200823
@@ -125,9 +126,33 @@ def _run_packed(engine: Engine, image: np.ndarray) -> tuple[np.ndarray, dict[str
     return engine.run(image, observe=observe), signs
 
 
-def compare(network: nn.Module, engine: Engine, images: Iterable[np.ndarray]) -> Comparison:
-    """Run both networks on `images` (float32 (H, W, C) in [0, 1]) and sum up the differences."""
+def _run_mixed(engine: MixedEngine, image: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    result, calls = engine.run_observed(image)
+    signs = {}
+    for path, maps in calls.items():
+        for index, bits in enumerate(maps):
+            signs[_value_name(f"{path}.binarize_activation", index)] = bits
+    return result, signs
+
+
+def _value_name(path: str, index: int) -> str:
+    """How a graph names the signs of an activation's call or base number `index`."""
+    return path if index == 0 else f"{path}:{index + 1}"
+
+
+def compare(network: nn.Module, engine: Engine | MixedEngine, images: Iterable[np.ndarray]) -> Comparison:
+    """Run both networks on `images` (float32 (H, W, C) in [0, 1]) and sum up the differences.
+
+    A mixed network sees them padded to a size that it takes, as in `MixedEngine.run`.
+    """
+    if isinstance(engine, MixedEngine):
+        fitted = (_padded(image, [engine.sizes.fit(length) for length in image.shape[:2]]) for image in images)
+        return _compare(network, lambda image: _run_mixed(engine, image), fitted)
     return _compare(network, lambda image: _run_packed(engine, image), images)
+
+
+def _padded(image: np.ndarray, size: list[int]) -> np.ndarray:
+    return np.pad(image, [(0, size[0] - image.shape[0]), (0, size[1] - image.shape[1]), (0, 0)], mode="edge")
 
 
 def compare_pictures(
@@ -157,7 +182,7 @@ def _compare(
         within += int((difference <= 1).sum())
         for path, calls in expected_signs.items():
             for index, signs in enumerate(calls):
-                name = path if index == 0 else f"{path}:{index + 1}"
+                name = _value_name(path, index)
                 if name in packed_signs:  # a layer whose result nobody reads is not in the graph
                     flips[name][0] += int((signs != packed_signs[name]).sum())
                     flips[name][1] += signs.size
