@@ -21,8 +21,7 @@ def describe(model: PackedModel | MixedModel, *, file_bytes: int) -> dict[str, o
     weight bits, and the bytes of all their tensors. `binary` and `float` add up the weights of one bit and all other
     numbers. `kind` is `graph` or `mixed`; `operations` counts the nodes of a graph. `unbounded` says why there is no
     finite receptive radius, `no_graph` why a network is mixed. `precisions` has fp32 and the offered ones with their
-    cost in dB by benchmark. `metrics` and `origin` are what the maker recorded;
-    `info` is all of it.
+    cost in dB by benchmark. `metrics` and `origin` are what the maker recorded; `info` is all of it.
     """
     tensor_bytes = sum(array.nbytes for array in model.tensors.values())
     floats = sum(array.size for array in model.tensors.values() if array.dtype == "float32")

@@ -15,7 +15,7 @@ from bam_plugin.packed import kernels
 from bam_plugin.packed.engine import Engine, choose_isa
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, GraphBuilder
-from bam_plugin.packed.program import Program, Weights
+from bam_plugin.packed.program import FLOAT_SLACK, Program, Weights
 
 
 def layer_model(
@@ -75,7 +75,7 @@ class LayerKernel:
     def run(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
         """Write the layer's output for `source`, float32 (H, W, C), into `result`, float32 (H, W, O).
 
-        Fastest where both are contiguous and C and O multiples of 16 (or below 8): then nothing is copied.
+        Fastest where both are contiguous and C and O multiples of 16: then nothing is copied.
         """
         height, width, _ = source.shape
         assert source.dtype == result.dtype == np.float32 and result.shape[:2] == (height, width)
@@ -88,20 +88,22 @@ class LayerKernel:
             if program is None or (program.height, program.width) != (height, width):
                 program = _LayerProgram(model=self.model, weights=self._weights, height=height, width=width)
                 self._program = program
-            padded = _with_stride(source, self._strides[0])
-            target = result
-            if not result.flags.c_contiguous or result.shape[2] != self._strides[1]:
-                target = np.empty((height, width, self._strides[1]), np.float32)
+            padded = source
+            if not _is_direct(source):
+                padded = _memory(height, width, self._strides[0])
+                padded[:, :, : source.shape[2]] = source
+            target = result if _is_direct(result) else _memory(height, width, self._strides[1])
             program.run_between(padded, target, threads)
             if target is not result:
                 result[:] = target[:, :, : result.shape[2]]
 
 
-def _with_stride(source: np.ndarray, stride: int) -> np.ndarray:
-    """`source` itself where its pixels lie `stride` floats apart, else a copy with zeros behind the channels."""
-    height, width, channels = source.shape
-    if channels == stride:
-        return np.ascontiguousarray(source)
-    padded = np.zeros((height, width, stride), np.float32)
-    padded[:, :, :channels] = source
-    return padded
+def _is_direct(array: np.ndarray) -> bool:
+    """Whether the kernels can work on this memory as it is."""
+    return array.flags.c_contiguous and array.shape[2] % kernels.GROUP == 0
+
+
+def _memory(height: int, width: int, stride: int) -> np.ndarray:
+    """Zeros (height, width, stride) with some more behind them, which kernels of narrow maps may read."""
+    size = height * width * stride
+    return np.zeros(size + FLOAT_SLACK, np.float32)[:size].reshape(height, width, stride)
