@@ -78,7 +78,9 @@ typedef int32_t pick_t __attribute__((vector_size(16)));
 /* planes[c][p] = x[p][c] */
 INLINE void to_planes(const float *x, int pixels, int channels, float (*planes)[FEW_PITCH]) {
     int p = 0;
-    for (; p + 4 <= pixels; p += 4)
+    for (; p + 4 <= pixels; p += 4) {
+        /* The next tile: the largest maps come from far away. */
+        for (int b = 0; b < 4 * channels; b += 16) __builtin_prefetch(x + (p + MAX_TILE) * channels + b);
         for (int c = 0; c < channels; c += 4) {
             const float *at = x + p * channels + c;
             const four_t r0 = *(const four_t *)at, r1 = *(const four_t *)(at + channels);
@@ -90,6 +92,7 @@ INLINE void to_planes(const float *x, int pixels, int channels, float (*planes)[
             *(four_t *)(planes[c + 2] + p) = PICK(d, e, 0, 1, 4, 5);
             *(four_t *)(planes[c + 3] + p) = PICK(d, e, 2, 3, 6, 7);
         }
+    }
     for (; p < pixels; p++)
         for (int c = 0; c < channels; c++) planes[c][p] = x[p * channels + c];
 }

@@ -125,6 +125,8 @@ NOINLINE void int_conv_op(const tile_t *t, const bam_op *op) {
     const int64_t pixel = locate_rows(t, op->in0, op->kernel, int_pixel(op, op->in_channels), k.rows);
     k.pixel = pixel * group, k.count = (t->count + group - 1) / group;
     k.run = (op->kernel + group - 1) * stride * size / 4;
+    for (int64_t b = 0; group > 1 && b < t->count * pixel; b += 64) /* the next tile's row, which no tile has read yet */
+        __builtin_prefetch(k.rows[op->kernel - 1] + t->count * pixel + b);
     uint8_t *out = locate(t, op->p4 ? op->out1 : op->out0);
     k.out_pixel = op->p4 ? int_pixel(op, op->out_channels) : 4 * out_stride;
     const int64_t steps = (int64_t)op->kernel * k.run;
