@@ -32,7 +32,7 @@ from bam_plugin.data.images import list_images, read_image
 from bam_plugin.data.metrics import calculate_psnr_y
 from bam_plugin.data.resize import imresize, mod_crop
 from bam_plugin.models.stages import StagedTraining
-from bam_plugin.nn import LBBlock
+from bam_plugin.nn import LBBlock, set_progress
 
 SCALE, PATCH, BATCH, WARM_UP, RATE = 4, 24, 8, 100, 1e-3
 TRAINING_SETS = ("T91", "BSDS400/train", "BSDS400/test", "CC0_photos")
@@ -85,6 +85,8 @@ VARIANTS: dict[str, Variant] = {
     "gain_0.2_scale_0.5": Variant(options={"latent_gain": 0.2, "output_scale_init": 0.5}),
     "no_weight_accumulation": Variant(options={"long_range": False, "short_range": False}),
     "gradient_accumulated": Variant(options={"weight_gradient": "accumulated"}),
+    "polynomial": Variant(options={"activation_estimator": "polynomial"}),
+    "ede": Variant(options={"activation_estimator": "ede"}),
     "beta_scalar": Variant(options={"beta": "scalar"}),
     "bam": Variant(options={"alpha": "learned"}),
     "W1": Variant(),
@@ -145,6 +147,7 @@ def train(
     for iteration in tqdm(range(1, iterations + 1), leave=False, mininterval=10):
         factor = min(1, iteration / WARM_UP) * (1 + math.cos(math.pi * iteration / iterations)) / 2
         optimizer.param_groups[0]["lr"] = variant.rate * factor
+        set_progress(network, iteration / iterations)
         low, high = sample(pairs, generator)
         with torch.autocast("cpu", torch.bfloat16):
             out = network(low.contiguous(memory_format=torch.channels_last))
