@@ -19,8 +19,9 @@ from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.reference import unpack_filters
 
 _log = logging.getLogger(__name__)
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_THREADS = 256
+MAX_PATCH = 31  # words
 GROUP = 16  # floats: wide pixels are padded to a multiple of this
 NARROW = 8  # pixels of fewer channels are stored without padding
 
@@ -160,18 +161,43 @@ def padded_channels(values: np.ndarray, lanes: int, fill: float = 0) -> np.ndarr
     return result
 
 
-def repack_binary(weight: np.ndarray, kernel: int, channels: int, lanes: int) -> np.ndarray:
-    """The file's filters as words (blocks, steps, 2, lanes / 2): even channels of a block, then odd ones.
+def patch_words(kernel: int, channels: int) -> int:
+    """Words of 64 bits of a gapless patch (csrc/tile_patch.h), an odd number; 0 where kernels read the map instead."""
+    words = -(-kernel * kernel * channels // 64) | 1
+    return words if kernel > 1 and words <= MAX_PATCH else 0
 
-    A step is one word of one tap, in the order in which a row of pixels holds them.
+
+def repack_binary(weight: np.ndarray, kernel: int, channels: int, lanes: int) -> np.ndarray:
+    """The file's filters as uint32 words (blocks, steps, lanes), in the order in which csrc/tile_binary.h reads them.
+
+    Without a patch a step is half a word of one tap. With one, each full adder has three steps for the lower halves of
+    its words and three for the upper halves, and the last sum has two.
     """
-    bits = unpack_filters(weight, kernel, channels)
-    words = -(-channels // 64)
-    padded = np.zeros((_blocks(len(bits), lanes) * lanes, kernel * kernel, words * 64), dtype=bool)
-    padded[: len(bits), :, :channels] = bits.reshape(len(bits), kernel * kernel, channels)
-    packed = np.packbits(padded, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
-    packed = packed.reshape(-1, lanes // 2, 2, kernel * kernel * words)  # block, pair, even or odd, step
-    return np.ascontiguousarray(packed.transpose(0, 3, 2, 1))
+    bits = unpack_filters(weight, kernel, channels).reshape(len(weight), kernel * kernel, channels)
+    dense = patch_words(kernel, channels)
+    blocks = _blocks(len(bits), lanes)
+    if dense:
+        padded = np.zeros((blocks * lanes, dense * 64), dtype=bool)
+        padded[: len(bits), : bits[0].size] = bits.reshape(len(bits), -1)
+    else:
+        padded = np.zeros((blocks * lanes, kernel * kernel, -(-channels // 64) * 64), dtype=bool)
+        padded[: len(bits), :, :channels] = bits
+    halves = np.packbits(padded, axis=-1, bitorder="little").view("<u4").astype(np.uint32)
+    halves = halves.reshape(blocks, lanes, -1, 2)
+    if dense:
+        halves = carry_save(halves)
+    return np.ascontiguousarray(halves.reshape(blocks, lanes, -1).transpose(0, 2, 1))
+
+
+def carry_save(words: np.ndarray) -> np.ndarray:
+    """What csrc/tile_patch.h makes of a pixel's words, for filters: (..., n, 2) halves -> (..., 3 n - 1), steps in order."""
+    queue = [words[..., index, :] for index in range(words.shape[-2])]
+    steps = []
+    for adder in range(len(queue) // 2):
+        a, b, c = queue[3 * adder : 3 * adder + 3]
+        queue.append(a ^ b ^ c)
+        steps.append(np.stack([a, a ^ b, a ^ c], axis=-1).reshape(*a.shape[:-1], 6))  # lower halves first
+    return np.concatenate([*steps, queue[-1]], axis=-1)
 
 
 def repack_conv(weight: np.ndarray, isa: Isa) -> np.ndarray:

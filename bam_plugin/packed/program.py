@@ -38,6 +38,13 @@ def aligned_zeros(size: int, fill: int = 0) -> np.ndarray:
     return raw[start : start + size]
 
 
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """The array again in C order, at the start of a cache line, so that no register is loaded from two lines."""
+    copy = aligned_zeros(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 @dataclass(eq=False)
 class _Buffer:
     """Memory of a map: bytes (rows, row_bytes); `key` says with which maps it can be shared."""
@@ -57,12 +64,12 @@ class Weights:
         """As `get` for several arrays that are made together."""
         key = (id(array), what)
         if key not in self._made:
-            self._made[key] = make()
+            self._made[key] = [aligned_copy(made) for made in make()]
         return self._made[key]
 
     def get(self, array: np.ndarray, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The result of `make`, kept under the identity of `array` (which the model keeps alive) and `what`."""
-        return self.get_all(array, what, lambda: [np.ascontiguousarray(make())])[0]
+        return self.get_all(array, what, lambda: [make()])[0]
 
 
 class Program:
@@ -267,7 +274,7 @@ class Program:
                 lambda: kernels.border_bases(weight, *shape, rows, columns, op.alphabet),
             )
             filled.p2, filled.p3, filled.p4 = map(self._pointer, (base, row_index, column_index))
-            filled.i0 = len(columns)
+            filled.i0, filled.i1 = len(columns), kernels.patch_words(op.kernel, source.channels)
         elif op.code == kernels.CONV:
             weight = arrays["weight"]
             bias = arrays.get("bias", np.zeros(len(weight), dtype=np.float32))

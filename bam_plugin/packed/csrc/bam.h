@@ -56,7 +56,8 @@ typedef struct {
     float f0, f1, f2;
     int32_t i0, i1, i2;
     /* binary_conv: p0 weights, p1 scale, p2 base (row classes, column classes, out), p3 row class of each row, p4 column
-     * class of each column, p5 thresholds, p6 flips as words; i0 = column classes. conv: p0 weights, p1 bias.
+     * class of each column, p5 thresholds, p6 flips as words; i0 = column classes, i1 = words of a patch (tile_patch.h)
+     * or 0. conv: p0 weights, p1 bias.
      * threshold: p5, p6. */
     const void *p0, *p1, *p2, *p3, *p4, *p5, *p6;
 } bam_op;

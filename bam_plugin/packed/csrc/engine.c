@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 #endif
 
-#define ABI_VERSION 3
+#define ABI_VERSION 4
 #define MAX_THREADS 256
 
 static const bam_isa *const table[] = {

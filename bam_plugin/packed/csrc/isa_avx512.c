@@ -17,9 +17,9 @@ typedef __m512i VI, VW, VC;
 #define vf_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define vf_ge_bits(x, t) ((unsigned)_mm512_cmp_ps_mask(x, t, _CMP_GE_OQ))
 #define vi_load(p) _mm512_loadu_si512(p)
+#define vi_add(a, b) _mm512_add_epi32(a, b)
 #define vi_sub(a, b) _mm512_sub_epi32(a, b)
 #define vi_to_vf(a) _mm512_cvtepi32_ps(a)
-#define vi_add(a, b) _mm512_add_epi32(a, b)
 #define vi_set1(x) _mm512_set1_epi32(x)
 #define vf_round(a) _mm512_cvtps_epi32(a)
 #define vf_limit(a, l) _mm512_min_ps(_mm512_max_ps(a, _mm512_xor_ps(l, _mm512_set1_ps(-0.0f))), l)
@@ -35,16 +35,23 @@ static inline __attribute__((always_inline)) __m512i vi_dot_bytes(__m512i sum, _
     return sum;
 }
 #define BAM_DOT_BYTES 1
-#define vi_merge(even, odd) _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA)
+#define vf_minus_twice(a, b) _mm512_fmadd_ps(b, _mm512_set1_ps(-2.0f), a)
 #define vw_load(p) _mm512_loadu_si512(p)
-#define vw_set1(x) _mm512_set1_epi64((long long)(x))
+#define vw_set1(x) _mm512_set1_epi32((int)(x))
+#define vw_xor(a, b) _mm512_xor_si512(a, b)
 #define vc_zero() _mm512_setzero_si512()
-#define vc_count(c, a, b) _mm512_add_epi64(c, _mm512_popcnt_epi64(_mm512_xor_si512(a, b)))
-#define vc_flush(total, part) _mm512_add_epi64(total, part)
+#define vc_add(c, a) _mm512_add_epi32(c, _mm512_popcnt_epi32(a))
+#define vc_total(c) (c)
 #define VC_STEPS (1 << 30)
+#define BAM_REGISTERS 32
 #define BAM_REGISTER(a) "+v"(a)
 #define BAM_MAX_VECTORS 4
 #define BAM_PIXELS(v) ((v) == 1 ? 16 : (v) == 2 ? 12 : (v) == 3 ? 8 : 6)
+static inline __attribute__((always_inline)) __m512i vw_carry(__m512i x0, __m512i x1, __m512i x2, __m512i w0, __m512i w1,
+                                                              __m512i w2) {
+    const __m512i differ = _mm512_ternarylogic_epi32(_mm512_xor_si512(x1, w1), x2, w2, 0x60); /* a & (b ^ c) */
+    return _mm512_ternarylogic_epi32(differ, x0, w0, 0x96);                                   /* a ^ b ^ c */
+}
 static inline unsigned vf_bits_load(const uint8_t *p) {
     uint16_t bits;
     memcpy(&bits, p, sizeof bits);

@@ -7,7 +7,7 @@
 #define BAM_LANES 4
 typedef float32x4_t VF;
 typedef int32x4_t VI;
-typedef uint64x2_t VW;
+typedef uint32x4_t VW;
 typedef uint8x16_t VC;
 #define vf_load(p) vld1q_f32(p)
 #define vf_store(p, v) vst1q_f32(p, v)
@@ -19,20 +19,24 @@ typedef uint8x16_t VC;
 #define vf_bits_load(p) 0u
 #define vf_bits_store(p, b) ((void)(p), (void)(b))
 #define vi_load(p) vld1q_s32(p)
+#define vi_add(a, b) vaddq_s32(a, b)
 #define vi_sub(a, b) vsubq_s32(a, b)
 #define vi_to_vf(a) vcvtq_f32_s32(a)
-#define vi_add(a, b) vaddq_s32(a, b)
 #define vi_set1(x) vdupq_n_s32(x)
 #define vf_round(a) vcvtnq_s32_f32(a)
 #define vi_store_halves(p, a) vst1_s16((int16_t *)(p), vmovn_s32(a))
 #define vi_store_bytes(p, a) vi_store_halves(p, a)
 #define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
 #define BAM_DOT_BYTES 0
-#define vw_load(p) vld1q_u64((const uint64_t *)(p))
-#define vw_set1(x) vdupq_n_u64(x)
+#define vf_minus_twice(a, b) vfmaq_f32(a, b, vdupq_n_f32(-2.0f))
+#define vw_load(p) vld1q_u32((const uint32_t *)(p))
+#define vw_set1(x) vdupq_n_u32(x)
+#define vw_xor(a, b) veorq_u32(a, b)
 #define vc_zero() vdupq_n_u8(0)
-#define vc_count(c, a, b) vaddq_u8(c, vcntq_u8(vreinterpretq_u8_u64(veorq_u64(a, b))))
-#define VC_STEPS 31 /* a byte of a partial count grows by at most 8 in a step */
+#define vc_add(c, a) vaddq_u8(c, vcntq_u8(vreinterpretq_u8_u32(a)))
+#define vc_total(c) vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(c)))
+#define VC_STEPS 31 /* a byte of a count grows by at most 8 in a step */
+#define BAM_REGISTERS 32
 
 static inline __attribute__((always_inline)) float32x4_t vf_limit(float32x4_t a, float32x4_t l) {
     const float32x4_t low = vnegq_f32(l), above = vbslq_f32(vcgtq_f32(a, low), a, low);
@@ -44,13 +48,10 @@ static inline __attribute__((always_inline)) int32x4_t vi_dot_halves(int32x4_t s
     return vaddq_s32(sum, vpaddq_s32(low, high));
 }
 
-static inline __attribute__((always_inline)) uint8x16_t vc_flush(uint8x16_t total, uint8x16_t part) {
-    const uint64x2_t sums = vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(part)));
-    return vreinterpretq_u8_u64(vaddq_u64(vreinterpretq_u64_u8(total), sums));
-}
-static inline __attribute__((always_inline)) int32x4_t vi_merge(uint8x16_t even, uint8x16_t odd) {
-    const uint64x2_t high = vshlq_n_u64(vreinterpretq_u64_u8(odd), 32);
-    return vreinterpretq_s32_u64(vorrq_u64(vreinterpretq_u64_u8(even), high));
+static inline __attribute__((always_inline)) uint32x4_t vw_carry(uint32x4_t x0, uint32x4_t x1, uint32x4_t x2,
+                                                                 uint32x4_t w0, uint32x4_t w1, uint32x4_t w2) {
+    const uint32x4_t differ = vandq_u32(veorq_u32(x1, w1), veorq_u32(x2, w2));
+    return veorq_u32(veorq_u32(differ, x0), w0);
 }
 static inline __attribute__((always_inline)) unsigned vf_ge_bits(float32x4_t x, float32x4_t t) {
     const uint32_t weights[4] = {1, 2, 4, 8};

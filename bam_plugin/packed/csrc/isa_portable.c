@@ -7,8 +7,8 @@
 #define BAM_LANES 4
 typedef struct { float v[4]; } VF;
 typedef struct { int32_t v[4]; } VI;
-typedef struct { uint64_t v[2]; } VW;
-typedef struct { uint64_t v[2]; } VC;
+typedef struct { uint32_t v[4]; } VW;
+typedef VI VC;
 #define FN static inline
 FN VF vf_load(const float *p) { VF r; memcpy(r.v, p, sizeof r.v); return r; }
 FN void vf_store(float *p, VF a) { memcpy(p, a.v, sizeof a.v); }
@@ -62,23 +62,23 @@ FN VI vi_dot_halves(VI sum, VI a, VI w) {
 #define vi_store_bytes(p, a) vi_store_halves(p, a)
 #define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
 #define BAM_DOT_BYTES 0
+FN VF vf_minus_twice(VF a, VF b) { for (int l = 0; l < 4; l++) a.v[l] -= 2 * b.v[l]; return a; }
 FN VW vw_load(const VW *p) { return *p; }
-FN VW vw_set1(uint64_t x) { VW r = {{x, x}}; return r; }
-FN VC vc_zero(void) { VC r = {{0, 0}}; return r; }
-FN uint64_t popcount(uint64_t x) {
-    x -= x >> 1 & 0x5555555555555555u;
-    x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
-    return ((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56;
+FN VW vw_set1(uint32_t x) { VW r = {{x, x, x, x}}; return r; }
+FN VW vw_xor(VW a, VW b) { for (int l = 0; l < 4; l++) a.v[l] ^= b.v[l]; return a; }
+FN VW vw_carry(VW x0, VW x1, VW x2, VW w0, VW w1, VW w2) {
+    for (int l = 0; l < 4; l++) x0.v[l] ^= w0.v[l] ^ ((x1.v[l] ^ w1.v[l]) & (x2.v[l] ^ w2.v[l]));
+    return x0;
 }
-FN VC vc_count(VC c, VW a, VW b) {
-    for (int l = 0; l < 2; l++) c.v[l] += popcount(a.v[l] ^ b.v[l]);
-    return c;
+FN VC vc_zero(void) { VC r = {{0, 0, 0, 0}}; return r; }
+FN int32_t popcount(uint32_t x) {
+    x -= x >> 1 & 0x55555555u;
+    x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+    return (int32_t)(((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24);
 }
-FN VC vc_flush(VC total, VC part) { for (int l = 0; l < 2; l++) total.v[l] += part.v[l]; return total; }
-FN VI vi_merge(VC even, VC odd) {
-    VI r = {{(int32_t)even.v[0], (int32_t)odd.v[0], (int32_t)even.v[1], (int32_t)odd.v[1]}};
-    return r;
-}
+FN VC vc_add(VC c, VW a) { for (int l = 0; l < 4; l++) c.v[l] += popcount(a.v[l]); return c; }
+#define vc_total(c) (c)
+#define BAM_REGISTERS 16
 #define VC_STEPS (1 << 30)
 #define BAM_REGISTER(a) "+m"(a)
 #define BAM_MAX_VECTORS 2

@@ -2,16 +2,18 @@
  *
  *   BAM_LANES            lanes of a register: output channels of a block
  *   VF, VI               registers of BAM_LANES floats and int32: vf_load, vf_store, vf_set1, vf_add, vf_mul, vf_abs, vf_fma (one
- *                        rounding), vi_load, vi_sub, vi_to_vf
+ *                        rounding), vi_load, vi_add, vi_sub, vi_to_vf
+ *   vf_minus_twice(a, b) a - 2 b of whole numbers below 2^24, where every way of doing it is exact
  *   vf_ge_bits(x, t)     bit l set where x[l] >= t[l]
- *   VW, VC               registers of BAM_LANES / 2 words and of their running counts: vw_load, vw_set1, vc_zero,
- *                        vc_count(VC, VW a, VW b) adds popcount(a xor b), vc_flush(VC total, VC partial)
+ *   VW, VC               registers of BAM_LANES words of 32 bits and of running counts of their bits: vw_load, vw_set1, vw_xor,
+ *                        vw_carry(x0, x1, x2, w0, w1, w2) = x0 ^ w0 ^ ((x1 ^ w1) & (x2 ^ w2)), see tile_patch.h,
+ *                        vc_zero, vc_add(VC, VW) adds popcounts, vc_total(VC) the counts as VI
+ *   VC_STEPS             how many vc_add a count can take before it must be read
  *   vf_bits_load(p), vf_bits_store(p, bits)  BAM_LANES bits in memory; only used where BAM_LANES is 8 or 16
  *   vf_fold_16(sums)     optional: what fold_lanes makes of sixteen registers, as one
  *   BAM_REGISTER(a)      asm operand that rewrites a VW
- *   VC_STEPS             how many vc_count a partial count can take before it must be flushed
- *   vi_merge(even, odd)  the totals of even and odd channels as one VI in order of channels
- *   vi_add, vi_set1, vf_round (to even), vf_limit(x, l) (x limited to -l .. l, -l for NaN), vi_store_bytes(p, v) and
+ *   BAM_REGISTERS        how many there are
+ *   vi_set1, vf_round (to even), vf_limit(x, l) (x limited to -l .. l, -l for NaN), vi_store_bytes(p, v) and
  *   vi_store_halves(p, v) (the low 8 or 16 bits of each lane), vi_dot_halves(sum, a, w) (sum + the two products of 16-bit
  *   integers in each lane)
  *   BAM_DOT_BYTES        1 if there is a vi_dot_bytes(sum, a, w), the same for four bytes, those of a unsigned; else 0

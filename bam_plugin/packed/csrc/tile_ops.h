@@ -210,17 +210,17 @@ NOINLINE void resize_op(const tile_t *t, const bam_op *op) {
 static uint64_t count_steps(int64_t steps, uint64_t seed) {
     VC sum[8];
     for (int k = 0; k < 8; k++) sum[k] = vc_zero();
-    VW a = vw_set1(seed);
-    const VW b = vw_set1(~seed);
-    VC total = vc_zero();
+    VW a = vw_set1((uint32_t)seed);
+    const VW b = vw_set1((uint32_t)~seed);
+    VI total = vc_total(sum[0]);
     for (int64_t done = 0; done < steps;) {
         for (int round = 0; round < 30; round++, done += 8) {
             UNROLL for (int k = 0; k < 8; k++) {
                 __asm__ volatile("" : BAM_REGISTER(a)); /* a new operand each time, as far as the compiler knows */
-                sum[k] = vc_count(sum[k], a, b);
+                sum[k] = vc_add(sum[k], vw_xor(a, b));
             }
         }
-        for (int k = 0; k < 8; k++) total = vc_flush(total, sum[k]), sum[k] = vc_zero();
+        for (int k = 0; k < 8; k++) total = vi_add(total, vc_total(sum[k])), sum[k] = vc_zero();
     }
     uint64_t result;
     memcpy(&result, &total, sizeof result);
