@@ -69,6 +69,12 @@ class TileOp:
         """Names of the values that are made."""
         return [name for name in (self.out0, self.out1) if name is not None]
 
+    def overwritable(self) -> list[str]:
+        """Values that `out0` may be written over: they are read at the place that is written next, and then no more."""
+        if self.code == kernels.BINARY_CONV:
+            return [self.in1] if self.in1 is not None else []
+        return self.inputs if self.code == kernels.WEIGH else []
+
     def reach(self) -> int | None:
         """Rows around a row that `in0` is read at; None where only the pixel itself is."""
         if self.code in kernels.CONVOLUTIONS:

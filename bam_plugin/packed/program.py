@@ -220,6 +220,11 @@ class Program:
                 if name in self._refs:
                     continue
                 size = -(-(tile * self._pixel_bytes(name) + self._slack(name)) // ALIGNMENT) * ALIGNMENT
+                old = next((old for old in op.overwritable() if last[old] == index and old in live), None)
+                if old is not None and name == op.out0 and live[old][1] - live[old][0] >= size:
+                    live[name] = live.pop(old)
+                    offsets[name] = live[name][0]
+                    continue
                 at = 0
                 for start, end in sorted(live.values()):
                     if start - at >= size:

@@ -159,9 +159,14 @@ BINARY_CONV(binary_conv_patch_9, 4) /* 3x3 of 50 to 64 channels */
 BINARY_CONV(binary_conv_patch, PATCH)
 BINARY_CONV(binary_conv_any, ANY)
 
-/* Cuts a tile into runs of pixels of one border class; there are at most two borders of `kernel` classes. */
+/* Cuts a tile into runs of pixels of one border class; there are at most two borders of `kernel` classes, and the columns
+ * of a class stand together. */
 INLINE int cut_segments(segment_t *segments, const int32_t *classes, const int32_t *base, int64_t class_stride,
                         int count) {
+    if (classes[0] == classes[count - 1]) {
+        segments[0] = (segment_t){0, count, base + classes[0] * class_stride};
+        return 1;
+    }
     int found = 0;
     for (int p = 0; p < count; found++) {
         const int first = p, class = classes[p];

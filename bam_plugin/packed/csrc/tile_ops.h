@@ -101,24 +101,71 @@ NOINLINE void mean_tile(const float *x, float *out, int count, int channels, int
         mean_loop(x, out, count, stride_of(channels), 0, inverse);
 }
 
-/* A value times its spatial factor, onto `add` if there is one, and the signs of the result if they are wanted. */
-NOINLINE void weigh_tile(const bam_op *op, const float *x, const float *add, float *out, uint64_t *signs, int count) {
-    const int stride = stride_of(op->out_channels);
-    float weights[MAX_TILE];
-    mean_tile(x, weights, count, op->out_channels, op->i0, op->f0);
-    for (int p = 0; p < count; p++) weights[p] = weights[p] * op->f1 + op->f2;
+/* A value times its spatial factor, onto `add` if there is one, and the signs of the result if they are wanted. `out` may
+ * be `x` or `add`. `stride` and `mode` are constants to the compiler; `first`: where in the tile to start. */
+INLINE void weigh_pixels(const bam_op *op, const float *x, const float *add, float *out, uint8_t *signs, int first, int count,
+                         const float *weights, const int stride, const int mode) {
+    const int out_bytes = (stride + 63) / 64 * 8;
+    const float *limits = op->p5;
     for (int p = 0; p < count; p++) {
-        const int64_t at = (int64_t)p * stride;
-        if (stride < GROUP) {
-            for (int c = 0; c < stride; c++)
-                out[at + c] = add ? add[at + c] + x[at + c] * weights[p] : x[at + c] * weights[p];
-            continue;
-        }
         const VF factor = vf_set1(weights[p]);
-        for (int c = 0; c < stride; c += BAM_LANES) {
-            const VF product = vf_mul(vf_load(x + at + c), factor);
-            vf_store(out + at + c, add ? vf_add(vf_load(add + at + c), product) : product);
+        const int64_t at = (int64_t)(first + p) * stride;
+        uint8_t *bits = signs + (first + p) * out_bytes;
+        UNROLL for (int c = 0; c < stride; c += BAM_LANES) {
+            VF value = vf_mul(vf_load(x + at + c), factor);
+            if (mode & ADDS) value = vf_add(vf_load(add + at + c), value);
+            vf_store(out + at + c, value);
+            if (mode & SIGNS)
+                vf_bits_store(bits + c / 8, vf_ge_bits(value, vf_load(limits + c)) ^ vf_bits_load((const uint8_t *)op->p6 + c / 8));
         }
+    }
+}
+
+/* Sixteen pixels at a time: they are read twice, the second time from the nearest cache. */
+INLINE void weigh_loop(const bam_op *op, const float *x, const float *add, float *out, uint8_t *signs, int count,
+                       const int stride, const int mode) {
+    float weights[16];
+    for (int first = 0; first < count; first += 16) {
+        const int some = count - first < 16 ? count - first : 16;
+        if (op->i0)
+            mean_loop(x + first * stride, weights, some, stride, 1, op->f0);
+        else
+            mean_loop(x + first * stride, weights, some, stride, 0, op->f0);
+        for (int p = 0; p < some; p++) weights[p] = weights[p] * op->f1 + op->f2;
+        weigh_pixels(op, x, add, out, signs, first, some, weights, stride, mode);
+    }
+}
+
+INLINE void weigh_wide(const bam_op *op, const float *x, const float *add, float *out, uint8_t *signs, int count,
+                       const int stride) {
+    switch ((add ? ADDS : 0) | (signs ? SIGNS : 0)) {
+    case 0: weigh_loop(op, x, add, out, signs, count, stride, 0); break;
+    case ADDS: weigh_loop(op, x, add, out, signs, count, stride, ADDS); break;
+    case SIGNS: weigh_loop(op, x, add, out, signs, count, stride, SIGNS); break;
+    default: weigh_loop(op, x, add, out, signs, count, stride, ADDS | SIGNS);
+    }
+}
+
+NOINLINE void weigh_tile(const bam_op *op, const float *x, const float *add, float *out, uint64_t *signs, int count) {
+    const int stride = stride_of(op->out_channels), words = words_of(op->out_channels);
+    if (stride < GROUP) {
+        float weights[MAX_TILE];
+        mean_tile(x, weights, count, op->out_channels, op->i0, op->f0);
+        for (int p = 0; p < count; p++) weights[p] = weights[p] * op->f1 + op->f2;
+        for (int i = 0; i < count * stride; i++) {
+            const float product = x[i] * weights[i / stride];
+            out[i] = add ? add[i] + product : product;
+        }
+    } else {
+        uint8_t *bits = BAM_LANES >= 8 ? (uint8_t *)signs : NULL;
+        if (bits && stride % 64)
+            for (int p = 0; p < count; p++) signs[(p + 1) * words - 1] = 0;
+        switch (stride) {
+        case 48: weigh_wide(op, x, add, out, bits, count, 48); break;
+        case 64: weigh_wide(op, x, add, out, bits, count, 64); break;
+        default: weigh_wide(op, x, add, out, bits, count, stride);
+        }
+        if (bits) return;
     }
     if (signs) threshold_tile(out, signs, count, op->out_channels, op->p5, op->p6);
 }

@@ -52,9 +52,41 @@ INLINE void carry_save(patch_t patch, int words, int count) {
     }
 }
 
+/* The three words a, b, c of an adder and their sum, in place of the words. */
+#define ADD_UP(K, A, B, C)                                                                   \
+    const uint64_t a##K = A, b##K = a##K ^ (B), c##K = C, sum##K = b##K ^ c##K;               \
+    patch[3 * K][p] = a##K, patch[3 * K + 1][p] = b##K, patch[3 * K + 2][p] = a##K ^ c##K
+
+/* 3x3 of 64 channels in one pass: a word is a tap. */
+INLINE void patch_3x3_64(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r0, const uint64_t *r1, const uint64_t *r2,
+                         int count) {
+    for (int p = 0; p < count; p++) {
+        ADD_UP(0, r0[p], r0[p + 1], r0[p + 2]);
+        ADD_UP(1, r1[p], r1[p + 1], r1[p + 2]);
+        ADD_UP(2, r2[p], r2[p + 1], r2[p + 2]);
+        ADD_UP(3, sum0, sum1, sum2);
+        patch[12][p] = sum3;
+    }
+}
+
+/* 3x3 of 48 channels in one pass: four taps are three words. */
+#define THREE_WORDS(A, B, C, D) (A) | (B) << 48, (B) >> 16 | (C) << 32, (C) >> 32 | (D) << 16
+#define ADD_UP_TAPS(K, WORDS) ADD_UP(K, WORDS)
+INLINE void patch_3x3_48(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r0, const uint64_t *r1, const uint64_t *r2,
+                         int count) {
+    for (int p = 0; p < count; p++) {
+        ADD_UP_TAPS(0, THREE_WORDS(r0[p], r0[p + 1], r0[p + 2], r1[p]));
+        ADD_UP_TAPS(1, THREE_WORDS(r1[p + 1], r1[p + 2], r2[p], r2[p + 1]));
+        ADD_UP(2, r2[p + 2], sum0, sum1);
+        patch[9][p] = sum2;
+    }
+}
+
 /* Fills `patch` for the pixels of a tile; `rows`: first tap of the first pixel in each row, `step`: words of a pixel. */
 NOINLINE void make_patch(patch_t patch, const uint64_t *const *rows, int count, int kernel, int channels, int64_t step,
                          int words) {
+    if (kernel == 3 && channels == 64) { patch_3x3_64(patch, rows[0], rows[1], rows[2], count); return; }
+    if (kernel == 3 && channels == 48) { patch_3x3_48(patch, rows[0], rows[1], rows[2], count); return; }
     if (step == 1)
         gather_signs(patch, rows, count, kernel, channels, 1);
     else
