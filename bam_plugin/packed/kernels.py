@@ -190,7 +190,7 @@ def repack_binary(weight: np.ndarray, kernel: int, channels: int, lanes: int) ->
 
 
 def carry_save(words: np.ndarray) -> np.ndarray:
-    """What csrc/tile_patch.h makes of a pixel's words, for filters: (..., n, 2) halves -> (..., 3 n - 1), steps in order."""
+    """What csrc/tile_patch.h makes of a pixel's words, for filters: (..., n, 2) halves -> (..., 3 n - 1) steps."""
     queue = [words[..., index, :] for index in range(words.shape[-2])]
     steps = []
     for adder in range(len(queue) // 2):
