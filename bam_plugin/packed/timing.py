@@ -62,10 +62,10 @@ class Timing:
 Key = TypeVar("Key", bound=Hashable)
 
 
-def measure(rivals: Mapping[Key, Callable[[], object]], *, rounds: int) -> dict[Key, Timing]:
-    """Call each rival once to warm up and then once per round, in turns."""
+def measure(rivals: Mapping[Key, Callable[[], object]], *, rounds: int, warm: bool = True) -> dict[Key, Timing]:
+    """Call each rival once per round, in turns, after a call to warm up where `warm`."""
     times: dict[Key, list[float]] = {name: [] for name in rivals}
-    for call in rivals.values():
+    for call in rivals.values() if warm else ():
         call()
     for _ in range(rounds):
         for name, call in rivals.items():
