@@ -124,6 +124,7 @@ def test_command_compares_measures_and_skips(tmp_path, capsys, monkeypatch):
 
 def test_names_choose_rivals():
     assert [rival.name for rival in choose(["onnx", "OpenVINO BF16"])] == ["ONNX Runtime fp32", "OpenVINO bf16"]
+    assert [rival.name for rival in choose(["pytorch FP32"])] == ["PyTorch fp32"]  # not "... compiled", too
     assert choose([]) == [] and choose(None) == list(RIVALS.values())
 
 

@@ -27,8 +27,8 @@ def test_bench_prints_a_table_and_json(packed, capsys):
     arguments = ["bench", packed, "--size", "24x16", "--rounds", "2", "-j", "1", "2", "--rivals", "--isa", *isas]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "| bam numpy |" in text and "PyTorch" not in text
-    assert main([*arguments, "--json"]) == 0
+    assert "| bam numpy |" in text and "PyTorch" not in text and "processor time" not in text
+    assert main([*arguments, "--json", "--cpu-time"]) == 0
     facts = json.loads(capsys.readouterr().out)
     for isa in compiled_isas():
         if isa != "portable":
@@ -56,6 +56,12 @@ def test_bad_arguments_are_named(packed, capsys):
 def test_register_steps_of_the_small_network():
     # Two LB blocks (3x3 + 1x1 + 1x1) and a residual block (3x3 + 3x3) of 16 channels: one word, two registers a step.
     assert register_steps(small_model(channels=16), 5, 7, 16) == 5 * 7 * 2 * (2 * (9 + 1 + 1) + 2 * 9)
+
+
+def test_the_clock_can_be_any():
+    ticks = iter(range(100))
+    result = measure({"a": lambda: next(ticks)}, rounds=3, warm=False, clock=lambda: next(ticks))
+    assert result["a"].median == 2000  # a reading, the call's own tick, a reading
 
 
 def test_rivals_are_called_in_turns():

@@ -89,7 +89,9 @@ def choose(names: list[str] | None) -> list[Rival]:
         return list(RIVALS.values())
     chosen: dict[str, Rival] = {}
     for name in names:
-        matching = [rival for rival in RIVALS.values() if rival.name.lower().startswith(name.lower())]
+        wanted = name.lower()
+        exact = [rival for rival in RIVALS.values() if rival.name.lower() == wanted]
+        matching = exact or [rival for rival in RIVALS.values() if rival.name.lower().startswith(wanted)]
         if not matching:
             raise RivalError(f"no rival is called {name!r}; there are {list(RIVALS)}")
         chosen |= {rival.name: rival for rival in matching}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +50,13 @@ def run_session(
     parts: Sequence[str],
     threads: Sequence[int],
     rounds: int,
+    cpu_time: bool = False,
 ) -> Session:
-    """Measure; a rival that is missing or fails on this network is skipped."""
+    """Measure; a rival that is missing or fails on this network is skipped.
+
+    With `cpu_time` the clock is that of the process: the time of all its threads together, whatever else runs.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
     session = Session()
     present = []
     for rival in rivals:
@@ -70,7 +76,7 @@ def run_session(
             job = make_job(model, image, threads=count)
             for rival in present:
                 calls |= _prepare(session, rival, job, parts)
-        for (name, part), result in timing.measure(calls, rounds=rounds, warm=False).items():
+        for (name, part), result in timing.measure(calls, rounds=rounds, warm=False, clock=clock).items():
             session.timings.setdefault(name, {}).setdefault(part, {})[str(count)] = result
     return session
 

@@ -44,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="names of rivals or their beginnings, such as PyTorch 'OpenVINO binary' (default: all; none: the engine)",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time of all threads, for busy machines (best with -j 1)"
+    )
     parser.add_argument("--rival-memory", action="store_true", help="measure the peak memory of the rivals, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -68,15 +71,17 @@ def _command(args: argparse.Namespace) -> str:
     words += ["-j", *map(str, args.threads), "--parts", *args.parts]
     words += ["--rivals", *args.rivals] if args.rivals is not None else []
     words += ["--isa", *args.isa] if args.isa else []
+    words += ["--cpu-time"] if args.cpu_time else []
     return shlex.join(words)
 
 
 def _markdown(facts: dict[str, Any], session: Session, threads: list[int], parts: list[str]) -> str:
     columns = [(part, str(count)) for part in parts for count in threads]
+    clock = " of processor time" if facts["cpu_time"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         f"{facts['file']}, {facts['size']}, {facts['processor']}, {facts['processors']} processors, {versions}.",
-        f"`{facts['command']}`: milliseconds, medians (quartiles) of {facts['rounds']}.",
+        f"`{facts['command']}`: milliseconds{clock}, medians (quartiles) of {facts['rounds']}.",
         "",
         "| | " + " | ".join(f"{part}, {count}T" for part, count in columns) + " | differs | memory |",
         "|---|" + "--:|" * (len(columns) + 2),
@@ -110,7 +115,14 @@ def run(args: argparse.Namespace) -> int:
     image = np.random.default_rng(0).random((height, width, model.num_in_ch), dtype=np.float32)
     isas = args.isa or [isa for isa in available_isas() if isa not in ("numpy", "portable", "reference")] or ["numpy"]
     session = run_session(
-        model, image, isas=isas, rivals=rivals, parts=args.parts, threads=args.threads, rounds=args.rounds
+        model,
+        image,
+        isas=isas,
+        rivals=rivals,
+        parts=args.parts,
+        threads=args.threads,
+        rounds=args.rounds,
+        cpu_time=args.cpu_time,
     )
     best = next((isa for isa in isas if isa in kernels.compiled_isas()), isas[0])
     measure_memory(
@@ -129,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         "processor": _processor(),
         "processors": os.cpu_count(),
         "rounds": args.rounds,
+        "cpu_time": args.cpu_time,
         "versions": {"bam-plugin": __version__, "NumPy": np.__version__, **session.versions},
     }
     if best in kernels.compiled_isas():
