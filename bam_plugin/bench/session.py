@@ -41,6 +41,11 @@ class Session:
             self.skipped.append(text)
 
 
+def clock_of(cpu_time: bool) -> Callable[[], float]:
+    """The clock of the process or that of the wall, in seconds."""
+    return time.process_time if cpu_time else time.perf_counter
+
+
 def run_session(
     model: PackedModel,
     image: np.ndarray,
@@ -56,7 +61,7 @@ def run_session(
 
     With `cpu_time` the clock is that of the process: the time of all its threads together, whatever else runs.
     """
-    clock = time.process_time if cpu_time else time.perf_counter
+    clock = clock_of(cpu_time)
     session = Session()
     present = []
     for rival in rivals:

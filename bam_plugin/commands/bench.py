@@ -17,7 +17,7 @@ import numpy as np
 from bam_plugin import __version__
 from bam_plugin.bench.rivals import choose
 from bam_plugin.bench.segments import PARTS
-from bam_plugin.bench.session import Session, measure_memory, run_session
+from bam_plugin.bench.session import Session, clock_of, measure_memory, run_session
 from bam_plugin.errors import BamError
 from bam_plugin.packed import kernels, timing
 from bam_plugin.packed.engine import available_isas
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         "versions": {"bam-plugin": __version__, "NumPy": np.__version__, **session.versions},
     }
     if best in kernels.compiled_isas():
-        bound = timing.popcount_bound(model, height, width, isa=best)
+        bound = timing.popcount_bound(model, height, width, isa=best, clock=clock_of(args.cpu_time))
         facts["popcount_bound"] = {"isa": best, "milliseconds": bound}
         body = session.timings[f"bam {best}"].get("body", {}).get("1")
         if body is not None and bound:

@@ -120,7 +120,9 @@ def register_steps(model: PackedModel, height: int, width: int, lanes: int) -> i
     return total
 
 
-def popcount_bound(model: PackedModel, height: int, width: int, *, isa: str) -> float:
+def popcount_bound(
+    model: PackedModel, height: int, width: int, *, isa: str, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Milliseconds on one thread if the binary convolutions were nothing but their counting, on this machine now."""
     compiled = kernels.compiled_isas().get(isa)
     if compiled is None:
@@ -128,7 +130,7 @@ def popcount_bound(model: PackedModel, height: int, width: int, *, isa: str) -> 
             f"the bound is that of compiled kernels, {isa!r} is none of {sorted(kernels.compiled_isas())}"
         )
     steps = 24_000_000
-    timing = measure({"steps": lambda: kernels.count_steps(compiled, steps)}, rounds=7)["steps"]
+    timing = measure({"steps": lambda: kernels.count_steps(compiled, steps)}, rounds=7, clock=clock)["steps"]
     return timing.median / steps * register_steps(model, height, width, compiled.lanes)
 
 
