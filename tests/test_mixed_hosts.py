@@ -18,7 +18,7 @@ from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.mixed_network import make_mixed
-from bam_plugin.packed.reach import Sizes, find_reach, find_sizes, run_fitted
+from bam_plugin.packed.reach import Reach, Sizes, find_reach, find_sizes, run_fitted
 from bam_plugin.packed.torch_module import pack_network
 
 REASONS = {
@@ -130,6 +130,17 @@ class Unshuffled(nn.Module):
         return F.pixel_shuffle(F.pixel_unshuffle(x, 3), 3)
 
 
+class Compared(nn.Module):
+    """A comparison with the brightness of all pixels: no NaN comes through."""
+
+    def __init__(self, *, path):
+        super().__init__()
+        self.path = path
+
+    def forward(self, x):
+        return (x if self.path else 0) + torch.where(x > x.mean(dim=(2, 3), keepdim=True), 1.0, 0.0)
+
+
 class Reflected(nn.Module):
     """Reflection by 6 pixels needs pictures of at least 7."""
 
@@ -150,6 +161,8 @@ class Reflected(nn.Module):
         (Strided(), (2, 2), None, r"middle \(Strided\) does not treat all pixels alike"),
         (Unshuffled(), (3, 3), 1, ""),
         (Reflected(), (1, 7), 7, ""),
+        (Compared(path=False), (1, 1), None, "hides what a pixel depends on"),
+        (Compared(path=True), (1, 1), None, "more than the 1 around"),
         (nn.Sequential(*(nn.Conv2d(4, 4, 31, padding=15) for _ in range(36))), (1, 1), None, "more than 512"),
     ],
 )
@@ -184,6 +197,24 @@ def test_network_that_fits_no_size_is_refused():
         find_sizes(nn.AvgPool2d(2), 3)
     with pytest.raises(ConversionError, match="no binary convolution"):
         make_mixed(Host(nn.Identity()), num_in_ch=3, metadata={}, no_graph="")
+
+
+class Squarish(nn.Module):
+    def forward(self, x):
+        if max(x.shape[2:]) > 4 * min(x.shape[2:]):
+            raise ValueError("too narrow")
+        return x
+
+
+def test_a_network_that_takes_no_strips_is_blended():
+    net = Host(Squarish()).eval()
+    reach = find_reach(net, find_sizes(net, 3), 3)
+    assert reach == Reach(None, "its reach could not be measured (ValueError: too narrow)")
+    diverged = Host(nn.Identity()).eval()
+    with torch.no_grad():
+        diverged.head.bias.fill_(torch.inf)
+    with pytest.raises(ConversionError, match="not finite"):
+        find_reach(diverged, Sizes(1, 1, 1, 3), 3)
 
 
 def test_any_size_is_fitted():

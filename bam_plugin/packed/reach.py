@@ -2,9 +2,10 @@
 
 Reach: one input pixel is made NaN, which every arithmetic operation hands on, so the NaNs of the output are the pixels
 that depend on it. Binary convolutions, whose signs would swallow it, are replaced by ones that hand it on; comparisons
-in the network's own code do swallow it. Narrow strips, one along each axis, are enough and cheap. A network whose NaNs
-fill the strip (pooling over the picture, attention over it) has no finite radius, and neither has one in which
-neighbouring pixels spread differently (windows, strides): a tile cut out of the picture would lie on another grid.
+in the network's own code do swallow it, so a radius is tried out before it is believed. Narrow strips, one along each
+axis, are enough and cheap. A network whose NaNs fill the strip (pooling over the picture, attention over it) has no
+finite radius, and neither has one in which neighbouring pixels spread differently (windows, strides): a tile cut out of
+the picture would lie on another grid.
 
 Sizes: heights and widths are tried out.
 """
@@ -27,6 +28,7 @@ STRIPS = (64, 256, 1024)
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 16, 32, 64)
 _LARGEST_LEAST = 64
+_CORE = 32
 _EDGES = (64, 96)  # between them they are multiples of all
 
 
@@ -166,7 +168,19 @@ def _narrow(marks: list[bool]) -> bool:
 
 @torch.no_grad()
 def find_reach(network: nn.Module, sizes: Sizes, num_in_ch: int) -> Reach:
-    """Measure the receptive radius of `network`, which has `BinaryConv2d`s and takes `sizes`."""
+    """Measure the receptive radius of `network`, which has `BinaryConv2d`s and takes `sizes`.
+
+    A network that does not run on strips has no known radius; ConversionError for one whose values are not finite.
+    """
+    try:
+        return _measure(network, sizes, num_in_ch)
+    except ConversionError:
+        raise
+    except Exception as error:  # a foreign network may raise anything at a shape that does not suit it
+        return Reach(None, f"its reach could not be measured ({type(error).__name__}: {error})")
+
+
+def _measure(network: nn.Module, sizes: Sizes, num_in_ch: int) -> Reach:
     twin = _open_twin(network)
     radius = 0
     for vertical in (False, True):
@@ -174,13 +188,34 @@ def find_reach(network: nn.Module, sizes: Sizes, num_in_ch: int) -> Reach:
             pair = [_run_probe(twin, sizes, num_in_ch, length, at, vertical) for at in (length // 2, length // 2 + 1)]
             if all(_local(probe.result) for probe in pair) or length == STRIPS[-1]:
                 break
+        if not all(any(probe.result) for probe in pair):
+            return Reach(None, "the network's own code hides what a pixel depends on (it compares values)")
         reason = _reason(network, pair)
         if reason:
             return Reach(None, reason)
         for probe in pair:
             marked = [index // sizes.scale for index, mark in enumerate(probe.result) if mark]
             radius = max([radius, *(abs(index - probe.position) for index in marked)])
+    if not _suffices(network, sizes, num_in_ch, radius):
+        return Reach(None, f"pixels depend on more than the {radius} around them that can be traced")
     return Reach(radius)
+
+
+def _suffices(network: nn.Module, sizes: Sizes, num_in_ch: int, radius: int) -> bool:
+    """Whether the end of a strip is computed alike without what lies beyond the radius, rounding apart."""
+    network = copy.deepcopy(network).float().eval()
+    core, thickness = sizes.fit(_CORE), sizes.fit(1)
+    part = sizes.fit(core + radius)
+    generator = torch.Generator().manual_seed(0)
+    for vertical in (False, True):
+        x = torch.rand(1, num_in_ch, thickness, sizes.fit(2 * part), generator=generator)
+        ends = []
+        for strip in (x, x[..., :part]):
+            result = network(strip.transpose(2, 3) if vertical else strip)
+            ends.append((result.transpose(2, 3) if vertical else result)[..., : core * sizes.scale])
+        if ((ends[0] - ends[1]).abs() > 1 / 255).float().mean() > 0.01:
+            return False
+    return True
 
 
 def _open_twin(network: nn.Module) -> nn.Module:

@@ -93,7 +93,7 @@ class Upscaler:
     isa: str
     """Instruction set whose kernels run, as chosen by the caller, BAM_ISA, or the processor."""
     threads: int
-    """Threads that the kernels use. Results do not depend on it."""
+    """Threads that the kernels use. Results do not depend on it (a mixed network's may, in PyTorch's last bits)."""
     precision: str
     """Precision of the float layers, as chosen by the caller."""
     model: PackedModel | MixedModel
