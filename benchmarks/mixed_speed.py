@@ -1,7 +1,7 @@
 """A mixed network against the same network float-simulated and full precision: file size and CPU time on one thread.
 
 Usage: python benchmarks/mixed_speed.py [HEIGHT WIDTH]. The host is RCAN x4 with 64 channels, 2 groups of 6 blocks; its
-3x3 convolutions are binary but for the first and last, those of the upsampler too. Calls alternate; medians are printed.
+3x3 convolutions are binary but for the first and last, those of the upsampler too. Calls alternate; it prints medians.
 """
 
 from __future__ import annotations
