@@ -1,6 +1,6 @@
 """Which reading of BSRN trains, and what each part of bit accumulation gives, for docs/training.md.
 
-    python benchmarks/what_trains.py --data DIR [VARIANT ...] [--seeds 0 1 2] [--results FILE]
+    python benchmarks/what_trains.py [VARIANT ...] --data DIR [--seeds 0 1 2] [--results FILE]
 
 `--data` is a folder with T91, BSDS400, CC0_photos (trained on) and DIV2K_valid_crop256 (every fourth image is
 measured: Y-PSNR of the 8-bit result, cropped by 4). Every variant: BSRN x4 of 4 HPB blocks of 2 LB blocks with 48
