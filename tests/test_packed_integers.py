@@ -23,6 +23,7 @@ from bam_plugin.packed.precision import (
     read_offers,
     reducible_convs,
 )
+from bam_plugin.packed.timing import engine_rivals
 
 needs_kernels = pytest.mark.skipif(not ISAS, reason="the C kernels were not built (no C compiler at installation)")
 KINDS = list(INTEGERS.values())
@@ -159,6 +160,15 @@ def test_sums_never_exceed_32_bits(kind, size):
     assert np.allclose(integers, weight * step[:, None, None, None], atol=0.51)
 
 
+@by_kind
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_weights_that_fit_no_scale_are_refused(kind, value):
+    weight = np.ones((2, 8, 3, 3), dtype=np.float32)
+    weight[1, 2, 0, 0] = value
+    with pytest.raises(EngineError, match=f"too large for {kind.name}, or no numbers"):
+        quantise_weights(weight, (1e20,) * 8, kind)
+
+
 def test_which_convolutions_run_on_integers():
     """Those behind the last threshold; not one whose result a threshold sees, nor one that sees the picture."""
 
@@ -203,7 +213,11 @@ def test_offers_survive_the_file_and_are_asked_for_by_name():
         Engine(offering(small_model(), INTEGERS["int16"]), precision="int8")
 
 
-RANGES = {"tail": [2.0] * 12}
+def test_bench_measures_offered_precisions():
+    image = picture(5, 6, 3)
+    rivals = engine_rivals(offering(small_model(), *KINDS), image, isas=["numpy"], threads=1)
+    assert list(rivals) == ["numpy whole", "numpy int8 whole", "numpy int16 whole"]
+    assert not same_bits(rivals["numpy whole"](), rivals["numpy int8 whole"]())
 
 
 @pytest.mark.parametrize(

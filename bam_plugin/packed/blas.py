@@ -19,7 +19,7 @@ def _convolve(padded: np.ndarray, matrix: np.ndarray, kernel: int) -> np.ndarray
     """Valid convolution of (H + k - 1, W + k - 1, C) with (k * k * C, O), strip by strip."""
     height, width = padded.shape[0] - kernel + 1, padded.shape[1] - kernel + 1
     result = np.empty((height, width, matrix.shape[1]), dtype=np.float32)  # integers in float64 are rounded once here
-    rows = max(1, _STRIP_VALUES // max(1, width * matrix.shape[0]))
+    rows = max(1, 4 * _STRIP_VALUES // padded.itemsize // max(1, width * matrix.shape[0]))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(0, 1))
     for start in range(0, height, rows):
         strip = windows[start : start + rows].transpose(0, 1, 3, 4, 2)

@@ -130,7 +130,8 @@ def quantise_weights(
 
     An input x of channel i is rounded(x * inverse[i]); the weights take the activation scales in, so the float result
     is scale[o] times the integer sum. Each filter's scale is the smallest that keeps its weights and its sums of
-    products within their limits. The sums behind it are correctly rounded: equal on every machine.
+    products within their limits. The sums behind it are correctly rounded: equal on every machine. Raises EngineError
+    where the filters are too large, or not finite.
     """
     steps = np.asarray(ranges, dtype=np.float64) / kind.activation
     scaled = weight.astype(np.float64) * steps[:, None, None]
@@ -142,6 +143,8 @@ def quantise_weights(
         raise EngineError(f"a convolution of {taps} products is too large for {kind.name}")
     total = np.array([math.fsum(np.abs(filter)) for filter in flat])
     scale = np.maximum(np.abs(flat).max(axis=1) / kind.weight, total / room)
+    if not scale.max() < np.finfo(np.float32).max:  # NaN fails, too
+        raise EngineError(f"a convolution has weights that are too large for {kind.name}, or no numbers")
     scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1).astype(np.float32)
     integers = np.rint(scaled / scale.astype(np.float64)[:, None, None, None]).clip(-kind.weight, kind.weight)
     return integers.astype(np.int16), scale, (1 / steps).astype(np.float32)
