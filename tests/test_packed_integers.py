@@ -189,7 +189,7 @@ def test_ranges_are_those_of_the_operands():
     model = built(lambda b, g, x: float_layer(b, g, b.add("relu", "act", x), "conv", out=4), channels=8)
     images = [np.full((2, 3, 8), level, np.float32) * np.arange(8, dtype=np.float32) for level in (1, 3, 2)]
     ranges = activation_ranges(model, images)["conv"]
-    assert ranges[1:] == tuple(1.25 * 3 * channel for channel in range(1, 8))
+    assert ranges[1:] == tuple(1.125 * 3 * channel for channel in range(1, 8))
     assert 0 < ranges[0] < 0.2
     with pytest.raises(EngineError, match="at least one picture"):
         activation_ranges(model, [])
