@@ -10,7 +10,7 @@ from packed_models import binary_layer, float_layer, lb_block, random_floats, sm
 from test_packed_kernels import ISAS, built, check, picture, same_bits
 
 from bam_plugin.packed import Engine, EngineError, InvalidPrecisionError, PackedModel, program
-from bam_plugin.packed.calibrate import activation_ranges, cut_at
+from bam_plugin.packed.calibrate import cut_at, largest_activations, offered_ranges
 from bam_plugin.packed.format import pack_model, unpack_model
 from bam_plugin.packed.integers import at_precision, with_integers
 from bam_plugin.packed.kernels import compiled_isas
@@ -33,7 +33,7 @@ by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def reduced(model: PackedModel, kind, images: list[np.ndarray] | None = None) -> PackedModel:
     """The model on integers; without images every range is 2, so that some values are cut."""
     if images is not None:
-        return with_integers(model, Offer(kind, activation_ranges(model, images), {}, {}))
+        return with_integers(model, Offer(kind, offered_ranges(largest_activations(model, images), kind), {}, {}))
     ranges = {name: (2.0,) * channels for name, channels in reducible_convs(model.graph).items()}
     return with_integers(model, Offer(kind, ranges, {}, {}))
 
@@ -137,9 +137,9 @@ def test_numpy_equals_the_reference(kind):
     assert same_bits(Engine(model, isa="numpy").run(image), Engine(model, isa="reference").run(image))
 
 
-@pytest.mark.parametrize(("kind", "least"), zip(KINDS, (30.0, 60.0), strict=True))
+@pytest.mark.parametrize(("kind", "least"), zip(KINDS, (30.0, 55.0), strict=True))
 def test_little_is_lost(kind, least):
-    """Signal to noise of an upsampler's result, in dB: 8 bits a factor, and about 13."""
+    """Signal to noise of an upsampler's result, in dB: 8 bits a factor, and about 12."""
     model, image = built(upsampler, channels=32), picture(20, 20, 32)
     exact, rounded = (Engine(m).run(image).astype(np.float64) for m in (model, reduced(model, kind, [image])))
     noise = ((exact - rounded) ** 2).mean()
@@ -188,13 +188,18 @@ def test_which_convolutions_run_on_integers():
 def test_ranges_are_those_of_the_operands():
     model = built(lambda b, g, x: float_layer(b, g, b.add("relu", "act", x), "conv", out=4), channels=8)
     images = [np.full((2, 3, 8), level, np.float32) * np.arange(8, dtype=np.float32) for level in (1, 3, 2)]
-    ranges = activation_ranges(model, images)["conv"]
-    assert ranges[1:] == tuple(1.125 * 3 * channel for channel in range(1, 8))
-    assert 0 < ranges[0] < 0.2
+    largest = largest_activations(model, images)
+    assert largest["conv"].tolist() == [3.0 * channel for channel in range(8)]
+    for kind in KINDS:
+        ranges = offered_ranges(largest, kind)["conv"]
+        assert ranges[1:] == pytest.approx(kind.room * largest["conv"][1:], rel=1e-3)
+        assert 0 < ranges[0] < ranges[1]
+    with pytest.raises(EngineError, match="not finite"):
+        offered_ranges({"conv": np.array([1, np.inf])}, kind)
     with pytest.raises(EngineError, match="at least one picture"):
-        activation_ranges(model, [])
+        largest_activations(model, [])
     with pytest.raises(EngineError, match="nothing to reduce"):
-        activation_ranges(built(lambda b, g, x: b.add("relu", "act", x), channels=8), images)
+        largest_activations(built(lambda b, g, x: b.add("relu", "act", x), channels=8), images)
 
 
 def test_offers_survive_the_file_and_are_asked_for_by_name():

@@ -66,7 +66,7 @@ def test_precisions_are_added_and_used(places, capsys):
 
     image = cv2.imread(str(places / "photos/0.png"))
     results = {name: Upscaler(file, precision=name).upscale(image).astype(int) for name in ("fp32", "int8", "int16")}
-    assert 0 < np.abs(results["fp32"] - results["int8"]).max() <= 6
+    assert 0 < np.abs(results["fp32"] - results["int8"]).mean() < 0.5
     assert np.abs(results["fp32"] - results["int16"]).max() <= 1
 
     output = places / "large.png"

@@ -22,7 +22,7 @@ from bam_plugin.data.images import list_images, read_image
 from bam_plugin.data.pairs import downscale
 from bam_plugin.data.resize import mod_crop
 from bam_plugin.errors import BamError
-from bam_plugin.packed.calibrate import activation_ranges
+from bam_plugin.packed.calibrate import largest_activations, offered_ranges
 from bam_plugin.packed.format import PackedModel, read_packed, write_packed
 from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.precision import FIELD, INTEGERS, MAX_COST, Offer
@@ -76,13 +76,13 @@ def run(args: argparse.Namespace) -> int:
     paths = paths[:: -(-len(paths) // MAX_IMAGES)]
     calibration = {"name": args.calibrate.resolve().name, "images": len(paths)}
     _log.info("calibrating on %d pictures of %s", len(paths), args.calibrate)
-    ranges = activation_ranges(model, _small_pictures(paths, model), threads=args.threads)
+    largest = largest_activations(model, _small_pictures(paths, model), threads=args.threads)
     benchmarks = [_read_benchmark(folder, model.scale) for folder in args.benchmarks]
     before = _mean_psnr(model, benchmarks, args.threads)
     rows = []
     offers: dict[str, object] = {}
     for name in args.precision:
-        offer = Offer(INTEGERS[name], ranges, {}, calibration)
+        offer = Offer(INTEGERS[name], offered_ranges(largest, INTEGERS[name]), {}, calibration)
         _log.info("measuring %s on %s", name, ", ".join(before))
         after = _mean_psnr(with_integers(model, offer), benchmarks, args.threads)
         cost = {key: round(before[key] - after[key], 4) for key in before}
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         facts = dict(model.metadata)
         facts[FIELD] = {**facts.get(FIELD, {}), **offers}  # type: ignore[dict-item]
         write_packed(replace(model, metadata=facts), args.output or args.file)
-    _report(args, rows, before, list(ranges))
+    _report(args, rows, before, list(largest))
     refused = [row for row in rows if not row["offered"]]
     if refused:
         figures = "; ".join(f"{row['precision']}: {_costs(row['cost_db'])}" for row in refused)

@@ -1,13 +1,12 @@
 """Which range the input of each convolution has on pictures: what a precision of integers needs to know.
 
-A range is the largest magnitude of a channel on the pictures, with a little room above it, since what lies beyond is cut
-when the network runs. Quiet channels get a share of the loudest one's range. On a trained BSRN x4 a quarter of room cost
-0.002 dB more than none, and half the range, which cuts the strongest edges, 0.02 dB.
+A range is the largest magnitude of a channel on the pictures, with the precision's room above it: what lies beyond is
+cut when the network runs. Quiet channels get a share of the loudest one's range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +14,8 @@ import numpy as np
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.precision import reducible_convs
+from bam_plugin.packed.precision import Integers, reducible_convs
 
-ROOM = 1.125
 LEAST_SHARE = 1 / 256  # of the loudest channel
 DIGITS = 4  # of a range in the file
 
@@ -34,12 +32,12 @@ def cut_at(model: PackedModel, value: str) -> PackedModel:
     return PackedModel(graph=graph, tensors={name: model.tensors[name] for name in used})
 
 
-def activation_ranges(
+def largest_activations(
     model: PackedModel, images: Iterable[np.ndarray], *, isa: str | None = None, threads: int | None = None
-) -> dict[str, tuple[float, ...]]:
-    """Ranges of the inputs of all convolutions that may run on integers, on `images`: float32 (H, W, C) in [0, 1].
+) -> dict[str, np.ndarray]:
+    """Largest magnitude of each input channel of all convolutions that may run on integers.
 
-    Raises EngineError where there is no such convolution, no image, or one that is not finite inside the network.
+    `images`: float32 (H, W, C) in [0, 1]. Raises EngineError where there is no such convolution or no image.
     """
     inputs = {node.name: node.inputs[0] for node in model.graph.nodes}
     values = {conv: inputs[conv] for conv in reducible_convs(model.graph)}
@@ -53,12 +51,17 @@ def activation_ranges(
             largest[value] = np.maximum(largest[value], found) if value in largest else found
     if not largest:
         raise EngineError("calibration needs at least one picture")
-    return {conv: _ranges(largest[value], conv) for conv, value in values.items()}
+    return {conv: largest[value] for conv, value in values.items()}
 
 
-def _ranges(largest: np.ndarray, conv: str) -> tuple[float, ...]:
+def offered_ranges(largest: Mapping[str, np.ndarray], kind: Integers) -> dict[str, tuple[float, ...]]:
+    """The ranges of a precision from what `largest_activations` found, with few digits."""
+    return {conv: _ranges(found, conv, kind.room) for conv, found in largest.items()}
+
+
+def _ranges(largest: np.ndarray, conv: str, room: float) -> tuple[float, ...]:
     top = float(largest.max())
     if not np.isfinite(top):
         raise EngineError(f"the input of {conv!r} is not finite on the pictures for calibration")
-    ranges = ROOM * np.maximum(largest, LEAST_SHARE * top) if top > 0 else np.ones(len(largest))
+    ranges = room * np.maximum(largest, LEAST_SHARE * top) if top > 0 else np.ones(len(largest))
     return tuple(float(f"{value:.{DIGITS}g}") for value in ranges)

@@ -28,14 +28,18 @@ class Integers:
     """Limits of a precision: quantised activations lie in -activation .. activation, weights in -weight .. weight.
 
     No sum of products of one filter may exceed 32 bits: where a filter is large its weights use less of their range.
+    `room`: ranges of activations over the largest value that was seen in calibration.
     """
 
     name: str
     activation: int
     weight: int
+    room: float
 
 
-INTEGERS = {kind.name: kind for kind in (Integers("int8", 127, 127), Integers("int16", 4095, 32767))}
+# Of 8 bits none is to spare: on a trained BSRN x4 a quarter of room cost 0.002 dB more than none, and half the range,
+# which cuts the strongest edges, 0.02 dB. Of 13 bits one is.
+INTEGERS = {kind.name: kind for kind in (Integers("int8", 127, 127, 1.125), Integers("int16", 4095, 32767, 2.0))}
 PRECISIONS = (FLOAT, *INTEGERS)
 
 
