@@ -20,7 +20,7 @@ from bam_plugin.packed import Engine, program
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.fusion import tile_ops
 from bam_plugin.packed.graph import GraphBuilder
-from bam_plugin.packed.kernels import compiled_isas
+from bam_plugin.packed.kernels import carry_save, compiled_isas
 from bam_plugin.packed.stages import plan_stages
 
 ISAS = list(compiled_isas())
@@ -69,6 +69,38 @@ def test_binary_convolution(kernel, channels, size):
     out = {1: 3, 7: 70, 512: 20}.get(channels, channels)
     model = built(lambda b, g, x: binary_layer(b, g, x, "conv", out=out, kernel=kernel), channels=channels)
     check(model, picture(*size, channels))
+
+
+# On both sides of each number of words that a gapless patch takes: 1, 3, 5, ... 31, and none at all.
+PATCHES = {
+    3: [6, 7, 8, 20, 21, 22, 34, 35, 36, 47, 49, 50, 57, 78, 79, 113, 149, 191, 220, 221],
+    5: [2, 3, 12, 13, 33, 38, 39, 79, 80],
+    7: [1, 9, 40, 41],
+}
+
+
+@pytest.mark.parametrize(("kernel", "channels"), [(kernel, c) for kernel, some in PATCHES.items() for c in some])
+@pytest.mark.parametrize("alphabet", ["-1,+1", "0,1"])
+def test_patches_of_every_length(kernel, channels, alphabet):
+    """Pictures wider than a tile and smaller than the kernel, so that every border class is met."""
+    model = built(
+        lambda b, g, x: binary_layer(b, g, x, "conv", out=19, kernel=kernel, alphabet=alphabet), channels=channels
+    )
+    for size in ((3, 51), (kernel, 2)):
+        check(model, picture(*size, channels), threads=(2,))
+
+
+@pytest.mark.parametrize("words", [1, 3, 9, 31])
+def test_carry_save_keeps_the_count(words):
+    """popcount of the last sum + 2 popcount of the carries = differing bits, by the formula of csrc/tile_patch.h."""
+    generator = np.random.default_rng(words)
+    pixel, filters = generator.integers(0, 1 << 32, (2, 50, words, 2), dtype=np.uint32)
+    x, w = carry_save(pixel), carry_save(filters)
+    steps = (x ^ w).reshape(50, -1)
+    x, w = (part[:, :-2].reshape(50, -1, 3) for part in (x, w))
+    carries = x[..., 0] ^ w[..., 0] ^ ((x[..., 1] ^ w[..., 1]) & (x[..., 2] ^ w[..., 2]))
+    counted = np.bitwise_count(steps[:, -2:]).sum(axis=1) + 2 * np.bitwise_count(carries).sum(axis=1, dtype=int)
+    assert np.array_equal(counted, np.bitwise_count(pixel ^ filters).sum(axis=(1, 2)))
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 9])
@@ -180,6 +212,14 @@ def test_fusion_finds_the_body():
     assert [len(stage.ops) for stage in stages] == [1, 5, 5]
     # Between two blocks only the sum and its signs are written.
     assert [len(stage.whole) for stage in stages] == [1, 2, 1]
+
+
+def test_sums_take_the_place_of_what_they_add():
+    """A tile of an LB block keeps two float maps, not three: the nearest cache holds little more."""
+    model = built(lambda b, g, x: lb_block(b, g, lb_block(b, g, x, "one"), "two"), channels=64)
+    made = program.Program(model=model, weights=program.Weights(isa=compiled_isas()[ISAS[0]]), height=9, width=99)
+    tile = made._stages[1].tile
+    assert 2 * 4 * 64 * tile <= made._scratch_bytes < 3 * 4 * 64 * tile
 
 
 def test_buffers_of_a_deep_body_are_shared():
