@@ -69,7 +69,8 @@ INLINE VI count_differing(const binary_conv_t *b, const VW *w, const int how, in
             const uint64_t *row = b->rows[i] + p * b->pixel_words;
             for (int j = 0; j < (how == POINT ? 1 : b->run); j++, w += 2) {
                 UNROLL for (int h = 0; h < 2; h++) sum = vc_add(sum, vw_xor(half_of(row + j, h), w[h]));
-                if (how == ANY && --left == 0) total = vi_add(total, vc_total(sum)), sum = vc_zero(), left = VC_STEPS / 2;
+                if (how == ANY && --left == 0)
+                    total = vi_add(total, vc_total(sum)), sum = vc_zero(), left = VC_STEPS / 2;
             }
         }
         return how == ANY ? vi_add(total, vc_total(sum)) : vc_total(sum);
@@ -86,8 +87,8 @@ INLINE VI count_differing(const binary_conv_t *b, const VW *w, const int how, in
     return vi_add(vi_add(twice, twice), vc_total(sum));
 }
 
-/* One block of output channels for all pixels. The filters are kept in registers where there are enough. The map that is
- * added comes from far away: each step asks for a line of the next tile, in the order of addresses. */
+/* One block of output channels for all pixels. The filters are kept in registers where there are enough. The map that
+ * is added comes from far away: each step asks for a line of the next tile, in the order of addresses. */
 INLINE void binary_conv_block(const binary_conv_t *b, int block, const int how, const int mode) {
     const int first = block * BAM_LANES, vectors = how == POINT ? 2 : 6 * how + 2;
     const int keep = how == POINT || (how > 0 && how != PATCH && vectors + 5 <= BAM_REGISTERS);
@@ -159,8 +160,8 @@ BINARY_CONV(binary_conv_patch_9, 4) /* 3x3 of 50 to 64 channels */
 BINARY_CONV(binary_conv_patch, PATCH)
 BINARY_CONV(binary_conv_any, ANY)
 
-/* Cuts a tile into runs of pixels of one border class; there are at most two borders of `kernel` classes, and the columns
- * of a class stand together. */
+/* Cuts a tile into runs of pixels of one border class; there are at most two borders of `kernel` classes, and the
+ * columns of a class stand together. */
 INLINE int cut_segments(segment_t *segments, const int32_t *classes, const int32_t *base, int64_t class_stride,
                         int count) {
     if (classes[0] == classes[count - 1]) {

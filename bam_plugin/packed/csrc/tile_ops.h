@@ -101,12 +101,14 @@ NOINLINE void mean_tile(const float *x, float *out, int count, int channels, int
         mean_loop(x, out, count, stride_of(channels), 0, inverse);
 }
 
-/* A value times its spatial factor, onto `add` if there is one, and the signs of the result if they are wanted. `out` may
- * be `x` or `add`. `stride` and `mode` are constants to the compiler; `first`: where in the tile to start. */
-INLINE void weigh_pixels(const bam_op *op, const float *x, const float *add, float *out, uint8_t *signs, int first, int count,
-                         const float *weights, const int stride, const int mode) {
+/* A value times its spatial factor, onto `add` if there is one, and the signs of the result if they are wanted. `out`
+ * may be `x` or `add`. `stride` and `mode` are constants to the compiler; `first`: where in the tile to start. */
+INLINE void weigh_pixels(const bam_op *op, const float *x, const float *add, float *out, uint8_t *signs, int first,
+                         int count, const float *weights, const int stride, const int mode) {
     const int out_bytes = (stride + 63) / 64 * 8;
     const float *limits = op->p5;
+    const uint8_t *flips = op->p6;
+    (void)flips; /* where vf_bits_load reads nothing */
     for (int p = 0; p < count; p++) {
         const VF factor = vf_set1(weights[p]);
         const int64_t at = (int64_t)(first + p) * stride;
@@ -116,7 +118,7 @@ INLINE void weigh_pixels(const bam_op *op, const float *x, const float *add, flo
             if (mode & ADDS) value = vf_add(vf_load(add + at + c), value);
             vf_store(out + at + c, value);
             if (mode & SIGNS)
-                vf_bits_store(bits + c / 8, vf_ge_bits(value, vf_load(limits + c)) ^ vf_bits_load((const uint8_t *)op->p6 + c / 8));
+                vf_bits_store(bits + c / 8, vf_ge_bits(value, vf_load(limits + c)) ^ vf_bits_load(flips + c / 8));
         }
     }
 }

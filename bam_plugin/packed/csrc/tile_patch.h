@@ -1,15 +1,15 @@
 /* Patches: all signs under a kernel, packed without gaps, and made ready for a carry-save adder; for tile_binary.h.
  *
- * The signs under a kernel of k x k taps over C channels are one string of k k C bits, in the order of the filters in the
- * file, so 3x3 taps of 48 channels take 7 words and not 9. Its words are then rewritten in the way of carry_save(): a full
- * adder of three words that differ from three filter words, (a ^ p) + (b ^ q) + (c ^ r), has
+ * The signs under a kernel of k x k taps over C channels are one string of k k C bits, in the order of the filters in
+ * the file, so 3x3 taps of 48 channels take 7 words and not 9. Its words are then rewritten by carry_save(): a full adder
+ * of three words that differ from three filter words, (a ^ p) + (b ^ q) + (c ^ r), has
  *
  *   sum   = (a ^ b ^ c) ^ (p ^ q ^ r)
  *   carry = (a ^ p) ^ (((a ^ b) ^ (p ^ q)) & ((a ^ c) ^ (p ^ r)))
  *
- * The sum is again a pixel's word against a filter's word. So it costs nothing here, goes into a later adder, and after all
- * (n - 1) / 2 adders the differing bits of n words are popcount(last sum) + 2 popcount(all carries). What depends on the
- * pixel alone is made once and serves all output channels; each carry takes three operations of AVX-512.
+ * The sum is again a pixel's word against a filter's word. So it costs nothing here, goes into a later adder, and after
+ * all (n - 1) / 2 adders the differing bits of n words are popcount(last sum) + 2 popcount(all carries). What depends on
+ * the pixel alone is made once and serves all output channels; each carry takes three operations of AVX-512.
  */
 #include "tile.h"
 
@@ -27,7 +27,8 @@ INLINE void add_bits(uint64_t *restrict words, const uint64_t *restrict signs, i
         for (int p = 0; p < count; p++) words[p] = signs[p * step] >> -shift;
 }
 
-INLINE void gather_signs(patch_t patch, const uint64_t *const *rows, int count, int kernel, int channels, int64_t step) {
+INLINE void gather_signs(patch_t patch, const uint64_t *const *rows, int count, int kernel, int channels,
+                         int64_t step) {
     const int words = words_of(channels);
     int at = 0; /* bits */
     for (int i = 0; i < kernel; i++)
@@ -58,8 +59,8 @@ INLINE void carry_save(patch_t patch, int words, int count) {
     patch[3 * K][p] = a##K, patch[3 * K + 1][p] = b##K, patch[3 * K + 2][p] = a##K ^ c##K
 
 /* 3x3 of 64 channels in one pass: a word is a tap. */
-INLINE void patch_3x3_64(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r0, const uint64_t *r1, const uint64_t *r2,
-                         int count) {
+INLINE void patch_3x3_64(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r0, const uint64_t *r1,
+                         const uint64_t *r2, int count) {
     for (int p = 0; p < count; p++) {
         ADD_UP(0, r0[p], r0[p + 1], r0[p + 2]);
         ADD_UP(1, r1[p], r1[p + 1], r1[p + 2]);
@@ -72,8 +73,8 @@ INLINE void patch_3x3_64(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r
 /* 3x3 of 48 channels in one pass: four taps are three words. */
 #define THREE_WORDS(A, B, C, D) (A) | (B) << 48, (B) >> 16 | (C) << 32, (C) >> 32 | (D) << 16
 #define ADD_UP_TAPS(K, WORDS) ADD_UP(K, WORDS)
-INLINE void patch_3x3_48(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r0, const uint64_t *r1, const uint64_t *r2,
-                         int count) {
+INLINE void patch_3x3_48(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r0, const uint64_t *r1,
+                         const uint64_t *r2, int count) {
     for (int p = 0; p < count; p++) {
         ADD_UP_TAPS(0, THREE_WORDS(r0[p], r0[p + 1], r0[p + 2], r1[p]));
         ADD_UP_TAPS(1, THREE_WORDS(r1[p + 1], r1[p + 2], r2[p], r2[p + 1]));
