@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from bam_plugin.optim.errors import OptimizerError
-from bam_plugin.optim.schedules import check_restart_schedule, cosine, halving, make_scheduler, resolve_epochs
+from bam_plugin.optim.schedules import (
+    check_restart_schedule,
+    cooldown,
+    cosine,
+    halving,
+    make_scheduler,
+    resolve_epochs,
+    resumed_states,
+)
 
 
 def test_halving_is_the_papers_recipe():
@@ -19,6 +27,42 @@ def test_cosine_spans_the_training_after_the_warm_up():
     values = [cosine(iteration, total_iter=110, warmup_iter=10, end=0.1) for iteration in (0, 10, 35, 60, 110, 500)]
     expected = [1, 1, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2, 0.55, 0.1, 0.1]
     assert values == pytest.approx(expected)
+
+
+def test_cooldown_is_constant_and_then_linear():
+    values = [cooldown(iteration, total_iter=100, cooldown_iter=20, end=0.2) for iteration in (0, 80, 90, 100, 500)]
+    assert values == pytest.approx([1, 1, 0.6, 0.2, 0.2])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    with pytest.raises(OptimizerError, match="cooldown_iter"):
+        make_scheduler(optimizer, {"type": "CooldownLR", "cooldown_iter": 9}, total_iter=8, warmup_iter=-1)
+
+
+@pytest.mark.parametrize("kind", ["same kind", "another kind"])
+def test_resumed_schedule_has_the_settings_of_the_option_file(kind, caplog):
+    def advance(optimizer, scheduler, steps):
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [100], gamma=0.5)
+    advance(optimizer, scheduler, 4)
+    again = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    if kind == "same kind":
+        resumed = torch.optim.lr_scheduler.MultiStepLR(again, [6], gamma=0.1)
+    else:
+        resumed = make_scheduler(again, {"type": "CooldownLR", "cooldown_iter": 5}, total_iter=10, warmup_iter=-1)
+    (state,) = resumed_states([resumed], [scheduler.state_dict()])
+    assert "give way" in caplog.text
+    again.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(state)
+    rates = []
+    for _ in range(3):
+        advance(again, resumed, 1)
+        rates.append(again.param_groups[0]["lr"])
+    assert rates == pytest.approx([1, 0.1, 0.1] if kind == "same kind" else [1, 0.8, 0.6])
+    with pytest.raises(OptimizerError, match="holds 2 schedules"):
+        resumed_states([resumed], [state, state])
 
 
 def test_scheduler_keeps_the_ratio_of_the_groups_and_resumes():

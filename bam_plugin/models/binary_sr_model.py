@@ -31,7 +31,7 @@ from bam_plugin.models.stages import StagedTraining
 from bam_plugin.models.sync_batchnorm import synchronize_batch_norms
 from bam_plugin.models.validation import validate
 from bam_plugin.nn import set_progress
-from bam_plugin.optim import SCHEDULES, build_optimizers, make_scheduler
+from bam_plugin.optim import SCHEDULES, build_optimizers, make_scheduler, resumed_states
 
 
 @MODEL_REGISTRY.register()
@@ -366,8 +366,12 @@ class BinarySRModel(SRModel):
         logger.error(f"{type(error).__name__}: the state after iteration {current_iter} is saved; use --auto_resume.")
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Take over everything that `save_training_state` keeps; accepts BasicSR's own states too."""
-        super().resume_training(resume_state)
+        """Take over everything that `save_training_state` keeps; accepts BasicSR's own states too.
+
+        Schedules keep the settings of the option file, see `resumed_states`.
+        """
+        states = resumed_states(self.schedulers, resume_state["schedulers"])
+        super().resume_training({**resume_state, "schedulers": states})
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
         if "random" not in resume_state:

@@ -11,7 +11,7 @@ from bam_plugin.optim.bop import Bop, Bop2ndOrder
 from bam_plugin.optim.build import build_optimizers
 from bam_plugin.optim.groups import KINDS, Rule, assign, parameter_kinds
 from bam_plugin.optim.registry import OPTIMIZER_REGISTRY, OptimizerInfo, describe_optimizers
-from bam_plugin.optim.schedules import SCHEDULES, make_scheduler, resolve_epochs
+from bam_plugin.optim.schedules import SCHEDULES, make_scheduler, resolve_epochs, resumed_states
 
 __all__ = [
     "KINDS",
@@ -28,4 +28,5 @@ __all__ = [
     "make_scheduler",
     "parameter_kinds",
     "resolve_epochs",
+    "resumed_states",
 ]

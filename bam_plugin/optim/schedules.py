@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,23 @@ def cosine(iteration: int, *, total_iter: int, warmup_iter: int = 0, end: float 
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * position))
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {"HalvingLR": halving, "CosineLR": cosine}
+def cooldown(iteration: int, *, total_iter: int, cooldown_iter: int, end: float = 0.0) -> float:
+    """1 until `cooldown_iter` iterations before `total_iter`, then linear to `end` (a fraction of the rate) there.
+
+    The constant part can be prolonged at will: resume an earlier checkpoint with a larger `total_iter`.
+    """
+    if not 0 < cooldown_iter <= total_iter:
+        raise OptimizerError(
+            f"train.scheduler.cooldown_iter must lie in 1 .. train.total_iter ({total_iter}), found {cooldown_iter}"
+        )
+    left = min(max((total_iter - iteration) / cooldown_iter, 0.0), 1.0)
+    return end + (1 - end) * left
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {"HalvingLR": halving, "CosineLR": cosine, "CooldownLR": cooldown}
+
+# What a schedule's state says of the progress; all else in it are settings, which the option file decides.
+_PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "_is_initial", "_get_lr_called_within_step")
 
 
 def make_scheduler(
@@ -54,11 +70,36 @@ def make_scheduler(
         raise OptimizerError(f"train.scheduler.{given[0]}: {kind} follows train.{given[0]}; set it there")
     if factor is cosine:
         keywords.update(total_iter=total_iter, warmup_iter=max(0, warmup_iter))
+    if factor is cooldown:
+        keywords.update(total_iter=total_iter)
     try:
         factor(0, **keywords)
     except (TypeError, ZeroDivisionError) as error:
         raise OptimizerError(f"train.scheduler: {kind} with {keywords}: {error}") from error
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: factor(iteration, **keywords))
+
+
+def resumed_states(
+    schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler], saved: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The states for `schedulers` to go on from `saved`: progress from there, settings from the option file.
+
+    By itself a schedule would take its old settings from the state and silently ignore what the option file says now
+    (milestones, say), and one of another kind could not be resumed at all. Changed settings are logged.
+    """
+    if len(schedulers) != len(saved):
+        raise OptimizerError(
+            f"the training state holds {len(saved)} schedules, this training has {len(schedulers)}: another kind of "
+            "optimizer cannot go on from it; start anew, with path.pretrain_network_g for the weights"
+        )
+    return [_resumed_state(scheduler.state_dict(), state) for scheduler, state in zip(schedulers, saved, strict=True)]
+
+
+def _resumed_state(now: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    settings = [{key: state[key] for key in state if key not in _PROGRESS} for state in (saved, now)]
+    if settings[0] != settings[1]:
+        LOGGER.warning(f"The schedule's settings in the state, {settings[0]}, give way to the option file's.")
+    return {**now, **{key: saved[key] for key in _PROGRESS if key in saved and key in now}}
 
 
 def check_restart_schedule(options: dict[str, Any], total_iter: int) -> None:
