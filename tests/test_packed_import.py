@@ -65,6 +65,7 @@ MISSING = {
     "profile": "profile BSRN",
     "optimizers": "optimizers",
     "convert": f"convert -i net.pth -opt {ROOT / OPTIONS} -o out.bam.safetensors",
+    "quantize": "quantize small_x2.bam.safetensors --calibrate in --benchmarks Set5",
     "prepare as LMDB": "prepare folder --input in --name a --output made_lmdb --quiet",
 }
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,6 +69,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, measure, write what is cheap enough, and report; 1 when a precision was refused."""
+    # The measure is BasicSR's: where it is missing, that is told before the long calibration.
+    from bam_plugin.data.metrics import calculate_psnr_y
+
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     model = read_packed(args.file)
     _refuse_benchmarks(args.calibrate, args.benchmarks)
@@ -78,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
     _log.info("calibrating on %d pictures of %s", len(paths), args.calibrate)
     largest = largest_activations(model, _small_pictures(paths, model), threads=args.threads)
     benchmarks = [_read_benchmark(folder, model.scale) for folder in args.benchmarks]
-    before = _mean_psnr(model, benchmarks, args.threads)
+    before = _mean_psnr(model, benchmarks, calculate_psnr_y, args.threads)
     rows = []
     offers: dict[str, object] = {}
     for name in args.precision:
         offer = Offer(INTEGERS[name], offered_ranges(largest, INTEGERS[name]), {}, calibration)
         _log.info("measuring %s on %s", name, ", ".join(before))
-        after = _mean_psnr(with_integers(model, offer), benchmarks, args.threads)
+        after = _mean_psnr(with_integers(model, offer), benchmarks, calculate_psnr_y, args.threads)
         cost = {key: round(before[key] - after[key], 4) for key in before}
         offered = all(value < MAX_COST for value in cost.values())
         rows.append({"precision": name, "psnr": after, "cost_db": cost, "offered": offered})
@@ -151,10 +154,10 @@ def _read_benchmark(folder: Path, scale: int) -> Benchmark:
     return Benchmark(folder.resolve().name, pairs)
 
 
-def _mean_psnr(model: PackedModel, benchmarks: list[Benchmark], threads: int | None) -> dict[str, float]:
+def _mean_psnr(
+    model: PackedModel, benchmarks: list[Benchmark], measure: Callable[..., float], threads: int | None
+) -> dict[str, float]:
     """Mean Y-PSNR of each benchmark."""
-    from bam_plugin.data.metrics import calculate_psnr_y  # BasicSR's, and so torch's
-
     upscaler = Upscaler(model, threads=threads)
     means = {}
     for benchmark in benchmarks:
@@ -162,7 +165,7 @@ def _mean_psnr(model: PackedModel, benchmarks: list[Benchmark], threads: int | N
         for small, original in benchmark.pairs:
             large = upscaler.upscale(small)
             result = large[:, :, ::-1] if large.ndim == 3 else large
-            values.append(calculate_psnr_y(result, original, crop_border=model.scale))
+            values.append(measure(result, original, crop_border=model.scale))
         means[benchmark.name] = float(np.mean(values))
     return means
 
