@@ -132,6 +132,18 @@ OPS = {
     "affine": lambda b, g, x: b.add("affine", "op", x, tensors=per_channel(b, g, x, "scale", "shift")),
     "scale": lambda b, g, x: b.add("scale", "op", x, attrs={"factor": float(np.float32(0.1))}),
     "clamp": lambda b, g, x: b.add("clamp", "op", x, attrs={"low": -0.5, "high": 0.25}),
+    "mean above a bound": lambda b, g, x: b.add(
+        "channel_mean",
+        "op",
+        b.add("clamp", "above", x, attrs={"low": 0.5, "high": 2.0}),
+        attrs={"statistic": "mean"},
+    ),
+    "mean below a bound": lambda b, g, x: b.add(
+        "channel_mean",
+        "op",
+        b.add("clamp", "below", x, attrs={"low": -2.0, "high": -0.5}),
+        attrs={"statistic": "mean_abs"},
+    ),
     "add": lambda b, g, x: b.add("add", "op", x, b.add("relu", "other", x)),
     "mul": lambda b, g, x: b.add("mul", "op", x, b.add("relu", "other", x)),
     "add one channel": lambda b, g, x: b.add(

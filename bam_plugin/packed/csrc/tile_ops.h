@@ -17,11 +17,15 @@ NOINLINE void scale_tile(const float *x, float *out, int n, float factor) {
     for (int i = 0; i < n; i++) out[i] = x[i] * factor;
 }
 
-NOINLINE void clamp_tile(const float *x, float *out, int n, float low, float high) {
+/* Bounds that leave out 0 would move the zeros of padding channels, which a mean adds up. */
+NOINLINE void clamp_tile(const float *x, float *out, int count, int channels, float low, float high) {
+    const int stride = stride_of(channels), n = count * stride;
     for (int i = 0; i < n; i++) {
         const float bounded = x[i] < low ? low : x[i];
         out[i] = bounded > high ? high : bounded;
     }
+    for (int p = 0; (low > 0 || high < 0) && p < count; p++)
+        for (int c = channels; c < stride; c++) out[p * stride + c] = 0;
 }
 
 NOINLINE void prelu_tile(const float *x, float *out, int count, int stride, const float *slope) {
@@ -300,7 +304,7 @@ static void run_tile(const bam_stage *stage, const bam_map *maps, uint8_t *scrat
         case BAM_ADD: op->i0 ? spread_tile(in0, in1, out, count, op->out_channels, 0) : add_tile(in0, in1, out, n); break;
         case BAM_MUL: op->i0 ? spread_tile(in0, in1, out, count, op->out_channels, 1) : mul_tile(in0, in1, out, n); break;
         case BAM_SCALE: scale_tile(in0, out, n, op->f0); break;
-        case BAM_CLAMP: clamp_tile(in0, out, n, op->f0, op->f1); break;
+        case BAM_CLAMP: clamp_tile(in0, out, count, op->out_channels, op->f0, op->f1); break;
         case BAM_MEAN: mean_tile(in0, out, count, op->in_channels, op->i0, op->f0); break;
         case BAM_WEIGH: weigh_tile(op, in0, in1, out, locate(t, op->out1), count); break;
         }
