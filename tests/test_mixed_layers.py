@@ -13,7 +13,7 @@ from torch import nn
 from bam_plugin.nn import METHODS, BinaryConv2d, binarize
 from bam_plugin.nn.grouping import GroupedLayer
 from bam_plugin.packed.engine import available_isas
-from bam_plugin.packed.errors import ConversionError
+from bam_plugin.packed.errors import ConversionError, EngineError
 from bam_plugin.packed.torch_module import PackedConv2d, binary_layers, pack_layer, pack_network, packed_layers
 from bam_plugin.packed.torch_op import instruction_set, packed_conv2d, simulated_conv2d
 
@@ -104,6 +104,18 @@ def test_operator_without_kernels_gives_the_same():
         x = torch.randn(2, CASES[case].in_channels, 5, 7)
         arguments = (x, layer.weight, layer.scale, layer.threshold, layer.flip, 3, layer.layer.alphabet)
         assert torch.equal(simulated_conv2d(*arguments), packed_conv2d(*arguments)), case
+
+
+@pytest.mark.parametrize("channels", [3, 15, 17, 32])
+def test_operator_refuses_maps_of_other_layers(channels):
+    """The kernels take the map's memory as it is, and would read beyond the end of a narrower one."""
+    layer = pack_layer("a", CASES["bam"], ())
+    x = torch.randn(1, channels, 6, 6).contiguous(memory_format=torch.channels_last)
+    arguments = (layer.weight, layer.scale, layer.threshold, layer.flip, 3, layer.layer.alphabet)
+    with pytest.raises(EngineError, match=rf"\(H, W, 16\), found \(6, 6, {channels}\)"):
+        packed_conv2d(x, *arguments)
+    with pytest.raises(EngineError, match=r"float32 array .* found float64"):
+        packed_conv2d(torch.randn(1, 16, 6, 6).double(), *arguments)
 
 
 def test_half_precision_is_converted_and_back():

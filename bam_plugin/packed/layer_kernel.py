@@ -12,7 +12,8 @@ import threading
 import numpy as np
 
 from bam_plugin.packed import kernels
-from bam_plugin.packed.engine import Engine, choose_isa
+from bam_plugin.packed.engine import Engine, check_image, choose_isa
+from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, GraphBuilder
 from bam_plugin.packed.program import FLOAT_SLACK, Program, Weights
@@ -69,16 +70,20 @@ class LayerKernel:
         self._engine = Engine(self.model, isa=self.isa, threads=1) if compiled is None else None
         self._program: _LayerProgram | None = None
         self._lock = threading.Lock()
-        sizes = (self.model.num_in_ch, self.model.graph.num_out_ch)
+        sizes = (self.model.num_in_ch, self.model.num_out_ch)
         self._strides = [kernels.stride_of(size) for size in sizes]
 
     def run(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
         """Write the layer's output for `source`, float32 (H, W, C), into `result`, float32 (H, W, O).
 
-        Fastest where both are contiguous and C and O multiples of 16: then nothing is copied.
+        Fastest where both are contiguous and C and O multiples of 16: then nothing is copied. Raises EngineError for
+        arrays that are not of this layer, which the kernels would read or write beyond their ends.
         """
+        check_image(source, self.model.num_in_ch)
         height, width, _ = source.shape
-        assert source.dtype == result.dtype == np.float32 and result.shape[:2] == (height, width)
+        shape = (height, width, self.model.num_out_ch)
+        if result.dtype != np.float32 or result.shape != shape:
+            raise EngineError(f"a float32 result of shape {shape} is needed, found {result.dtype} of {result.shape}")
         with self._lock:
             if self._engine is not None:
                 result[:] = self._engine.run(np.ascontiguousarray(source))
