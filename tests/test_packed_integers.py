@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from packed_models import binary_layer, float_layer, lb_block, random_floats, small_model
+from test_packed_format import resign, rewrite
 from test_packed_kernels import ISAS, built, check, picture, same_bits
 
 from bam_plugin.packed import Engine, EngineError, InvalidPrecisionError, PackedModel, program
@@ -46,6 +47,12 @@ def offering(model: PackedModel, *kinds, **changes) -> PackedModel:
     }
     offers[kinds[-1].name] = offers[kinds[-1].name] | changes
     return dataclasses.replace(model, metadata={**model.metadata, FIELD: offers})
+
+
+def forged(model: PackedModel) -> bytes:
+    """The model's file with its facts as they are, and the checksum of its content."""
+    data = pack_model(dataclasses.replace(model, metadata={}))
+    return resign(rewrite(data, document=lambda document: document.update(info=dict(model.metadata))))
 
 
 def upsampler(builder, generator, value):
@@ -218,6 +225,14 @@ def test_offers_survive_the_file_and_are_asked_for_by_name():
         Engine(offering(small_model(), INTEGERS["int16"]), precision="int8")
 
 
+@by_kind
+@pytest.mark.parametrize("largest", [3e-39, 2e38, 0.0])
+def test_ranges_of_any_size_can_be_read_again(kind, largest):
+    found = np.linspace(0, largest, 12)
+    model = offering(small_model(), kind, ranges=offered_ranges({"tail": found}, kind))
+    assert unpack_model(pack_model(model)).metadata[FIELD][kind.name]["ranges"]["tail"][-1] > 0
+
+
 def test_bench_measures_offered_precisions():
     image = picture(5, 6, 3)
     rivals = engine_rivals(offering(small_model(), *KINDS), image, isas=["numpy"], threads=1)
@@ -244,13 +259,18 @@ def test_bench_measures_offered_precisions():
     ],
 )
 def test_damaged_offers_are_refused(changes, words):
-    data = pack_model(offering(small_model(), INTEGERS["int8"], **changes))
+    """By the reader in a forged file, and by the writer, whose file nobody could read."""
+    model = offering(small_model(), INTEGERS["int8"], **changes)
     with pytest.raises(InvalidPrecisionError, match=words):
-        unpack_model(data)
+        unpack_model(forged(model))
+    with pytest.raises(InvalidPrecisionError, match=words):
+        pack_model(model)
 
 
 @pytest.mark.parametrize("section", [[], "int8", {"int4": {}}, {"fp32": {}}, None])
 def test_damaged_sections_are_refused(section):
-    model = small_model()
+    model = dataclasses.replace(small_model(), metadata={FIELD: section})
     with pytest.raises(InvalidPrecisionError):
-        unpack_model(pack_model(dataclasses.replace(model, metadata={FIELD: section})))
+        unpack_model(forged(model))
+    with pytest.raises(InvalidPrecisionError):
+        pack_model(model)

@@ -14,7 +14,7 @@ import numpy as np
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.precision import Integers, reducible_convs
+from bam_plugin.packed.precision import LARGEST_RANGE, SMALLEST_RANGE, Integers, reducible_convs
 
 LEAST_SHARE = 1 / 256  # of the loudest channel
 DIGITS = 4  # of a range in the file
@@ -64,4 +64,5 @@ def _ranges(largest: np.ndarray, conv: str, room: float) -> tuple[float, ...]:
     if not np.isfinite(top):
         raise EngineError(f"the input of {conv!r} is not finite on the pictures for calibration")
     ranges = room * np.maximum(largest, LEAST_SHARE * top) if top > 0 else np.ones(len(largest))
-    return tuple(float(f"{value:.{DIGITS}g}") for value in ranges)
+    bounded = ranges.clip(SMALLEST_RANGE, LARGEST_RANGE)
+    return tuple(float(f"{value:.{DIGITS}g}") for value in bounded)

@@ -99,9 +99,14 @@ def _document(model: PackedModel) -> dict:
 
 
 def pack_model(model: PackedModel | MixedModel) -> bytes:
-    """The bytes of the packed file of `model`: the same for the same model, always."""
-    document = mixed_document(model) if isinstance(model, MixedModel) else _document(model)
-    return pack_container(document, model.tensors)
+    """The bytes of the packed file of `model`: the same for the same model, always.
+
+    Raises InvalidPrecisionError for offers of precisions that a reader would refuse.
+    """
+    if isinstance(model, MixedModel):
+        return pack_container(mixed_document(model), model.tensors)
+    read_offers(model.graph, model.metadata)
+    return pack_container(_document(model), model.tensors)
 
 
 def write_packed(model: PackedModel | MixedModel, path: str | os.PathLike) -> None:

@@ -20,7 +20,7 @@ FLOAT = "fp32"
 FIELD = "precisions"  # of the file's facts
 MAX_COST = 0.02  # dB of mean PSNR on a benchmark from which on a precision is not offered
 MIN_CHANNELS = 8  # convolutions of fewer channels stay in float32: they see the picture and cost little
-_LARGEST_RANGE, _SMALLEST_RANGE = 1e20, 1e-20
+LARGEST_RANGE, SMALLEST_RANGE = 1e20, 1e-20
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def _read_offer(kind: Integers, entry: object, convs: Mapping[str, int]) -> Offe
     for name, values in ranges.items():
         if not isinstance(values, list | tuple) or len(values) != convs[name] or not all(map(_is_range, values)):
             raise InvalidPrecisionError(
-                f"the ranges of {kind.name} for {name!r} must be {convs[name]} numbers between {_SMALLEST_RANGE:g} and "
-                f"{_LARGEST_RANGE:g}"
+                f"the ranges of {kind.name} for {name!r} must be {convs[name]} numbers between {SMALLEST_RANGE:g} and "
+                f"{LARGEST_RANGE:g}"
             )
     if not isinstance(cost, Mapping) or not cost or not all(_is_cost(value) for value in cost.values()):
         raise InvalidPrecisionError(f"cost_db of {kind.name} must give each benchmark a loss below {MAX_COST} dB")
@@ -120,7 +120,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_range(value: object) -> bool:
-    return _is_number(value) and _SMALLEST_RANGE <= value <= _LARGEST_RANGE  # type: ignore[operator]
+    return _is_number(value) and SMALLEST_RANGE <= value <= LARGEST_RANGE  # type: ignore[operator]
 
 
 def _is_cost(value: object) -> bool:
