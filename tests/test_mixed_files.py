@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -113,6 +116,25 @@ def test_installations_without_torch_say_what_is_missing(folder):
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert MissingDependencyError.__name__ in result.stderr and "torch is not installed; run: pip" in result.stderr
     assert "AdaptiveAvgPool2d" in result.stderr and not (folder / "none").exists()
+
+
+def test_installations_with_torch_alone_say_what_is_missing(folder):
+    write_packed(mixed_model("RCAN"), folder / "rcan_x2.bam.safetensors")
+    program = """
+import sys
+from bam_plugin.packed import Upscaler
+
+sys.modules["basicsr"] = None  # not installed
+try:
+    Upscaler("rcan_x2.bam.safetensors")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("MissingDependencyError"), result.stdout + result.stderr
+    assert "basicsr, which is not installed; run: pip" in result.stdout
 
 
 def test_bam_test_measures_packed_files_like_networks(folder, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bam_plugin.errors import MissingDependencyError
 from bam_plugin.nn.activations import XNORSign
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.errors import (
@@ -89,7 +90,7 @@ def load_network(model: MixedModel) -> nn.Module:
     """Build the network of a mixed file and fill in the file's state: for evaluation, on the CPU, without gradients.
 
     The type that `network_g` names must be registered: import the package that does it first, if it is not BasicSR or
-    this one. Raises a PackedFormatError where file and network do not fit.
+    this one. Raises a PackedFormatError where file and network do not fit, MissingDependencyError without BasicSR.
     """
     network = _build(model)
     convs = dict(binary_layers(network))
@@ -114,6 +115,8 @@ def _build(model: MixedModel) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             return build_network(section)
+    except MissingDependencyError:  # the file is right, the installation lacks what builds it
+        raise
     except Exception as error:  # whatever a foreign network raises at options that do not suit it
         raise UnbuildableNetworkError(
             f"the network {section['type']!r} cannot be built from the file's options "
