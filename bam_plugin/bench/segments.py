@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bam_plugin.packed.calibrate import cut_at
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.fusion import tile_ops
-from bam_plugin.packed.graph import INPUT, Node, check_graph
+from bam_plugin.packed.graph import INPUT, Node
 from bam_plugin.packed.stages import plan_stages
 
 PARTS = ("whole", "body", "tail")
@@ -66,14 +67,7 @@ def _value(model: PackedModel, name: str, image: np.ndarray, isa: str | None, th
     """The engine's map (H, W, C) of one value, by a network that ends there: keeping all maps would take gigabytes."""
     if name == INPUT:
         return image
-    needed, nodes = {name}, []
-    for node in reversed(model.graph.nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-            nodes.append(node)
-    tensors = {tensor: model.tensors[tensor] for node in nodes for tensor in node.tensors.values()}
-    graph = check_graph(num_in_ch=model.num_in_ch, nodes=tuple(reversed(nodes)), output=name, tensors=tensors)
-    return Engine(PackedModel(graph=graph, tensors=tensors), isa=isa, threads=threads).run(image)
+    return Engine(cut_at(model, name), isa=isa, threads=threads).run(image)
 
 
 def make_job(model: PackedModel, image: np.ndarray, *, threads: int, isa: str | None = None) -> Job:
