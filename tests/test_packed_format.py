@@ -215,6 +215,12 @@ def test_short_and_foreign_files_are_named(tmp_path):
         unpack_model(save({"a": np.zeros(2, np.float16)}))
     with pytest.raises(errors.NotPackedError):
         unpack_model(data + b"more")
+    for dtype in (["F32"], {"F32": 1}, None):
+        header = header_of(data)
+        next(entry for name, entry in header.items() if name != "__metadata__")["dtype"] = dtype
+        text = json.dumps(header).encode()
+        with pytest.raises(errors.NotPackedError, match=r"only .* are allowed"):
+            unpack_model(len(text).to_bytes(8, "little") + text + data[8 + int.from_bytes(data[:8], "little") :])
     deep = save({}, metadata={METADATA_KEY: "[" * 100_000})
     with pytest.raises(errors.NotPackedError):
         unpack_model(deep)

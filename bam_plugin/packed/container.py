@@ -76,8 +76,9 @@ def check_fields(document: dict, fields: set[str]) -> None:
 
 
 def _check_types(header: dict, allowed: Collection[str]) -> None:
+    names = list(allowed)  # a forged dtype may be no text, which no set or dictionary could look up
     for name, entry in header.items():
-        if name != "__metadata__" and entry.get("dtype") not in allowed:
+        if name != "__metadata__" and entry.get("dtype") not in names:
             raise NotPackedError(f"tensor {name!r} has dtype {entry.get('dtype')}; only {sorted(allowed)} are allowed")
 
 
