@@ -96,6 +96,8 @@ def checkpoint(tmp_path):
 def test_command_writes_a_checked_onnx_file(checkpoint, tmp_path, capsys):
     packed, onnx, report = tmp_path / "a.bam.safetensors", tmp_path / "a.onnx", tmp_path / "report.json"
     arguments = ["convert", str(checkpoint), "-o", str(packed), "--onnx", str(onnx), "--report", str(report)]
+    assert main([*arguments, "--onnx", str(packed)]) == 2  # the one file would take the other's place
+    assert "a name of its own" in capsys.readouterr().err
     assert main([*arguments, "--min-agreement", "1.1"]) == 1
     assert not packed.exists() and not onnx.exists()
     assert main(arguments) == 0

@@ -162,6 +162,8 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.output, args.onnx):
         if path is not None and path.exists() and not (args.force or args.dry_run):
             raise ConvertError(f"{path} exists; choose another name or give --force")
+    if args.onnx is not None and args.onnx.resolve() == args.output.resolve():
+        raise ConvertError(f"--onnx and --output both name {args.output}; give each file a name of its own")
     from bam_plugin.packed import converter, onnx_export
     from bam_plugin.packed.verify import compare_pictures, default_images
 
