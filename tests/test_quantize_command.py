@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -99,6 +100,7 @@ def test_one_precision_another_file_and_again(places):
 def test_what_costs_too_much_is_refused_with_its_figures(places, capsys):
     """Calibrated on dark pictures the values of bright ones are cut."""
     file = places / "tiny_x4.bam.safetensors"
+    shutil.copytree(places / "photos", places / "bright")
     for path in (places / "photos").iterdir():
         cv2.imwrite(str(path), (cv2.imread(str(path)) // 16 + 2).astype(np.uint8))
     builder = GraphBuilder(num_in_ch=3)  # each pixel becomes 4 x 4 equal ones
@@ -118,6 +120,10 @@ def test_what_costs_too_much_is_refused_with_its_figures(places, capsys):
         main(["upscale", "-i", str(places / "photos"), "-o", str(places), "-m", str(file), "--precision", "int8"]) == 2
     )
     assert "bam quantize" in capsys.readouterr().err
+    # An earlier offer does not outlive a measurement that refuses it.
+    assert quantize(places, "--precision", "int16", calibrate="bright") == 0
+    assert quantize(places, "--precision", "int16") == 1
+    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("calibrate", ["SetA", ".", "Set5/photos"])

@@ -93,9 +93,14 @@ def run(args: argparse.Namespace) -> int:
         rows.append({"precision": name, "psnr": after, "cost_db": cost, "offered": offered})
         if offered:
             offers[name] = replace(offer, cost=cost).facts()
-    if offers and not args.dry_run:
-        facts = dict(model.metadata)
-        facts[FIELD] = {**facts.get(FIELD, {}), **offers}  # type: ignore[dict-item]
+    earlier = model.metadata.get(FIELD, {})
+    # An offer of another measurement goes, even where nothing takes its place.
+    kept = {name: offer for name, offer in earlier.items() if name not in args.precision}  # type: ignore[union-attr]
+    section = {**kept, **offers}
+    if section != earlier and not args.dry_run:
+        facts = {key: value for key, value in model.metadata.items() if key != FIELD}
+        if section:
+            facts[FIELD] = section
         write_packed(replace(model, metadata=facts), args.output or args.file)
     _report(args, rows, before, list(largest))
     refused = [row for row in rows if not row["offered"]]
