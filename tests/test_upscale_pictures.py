@@ -17,7 +17,7 @@ from bam_plugin.packed.alpha import clamp_alpha, fill_transparent
 from bam_plugin.packed.graph import GraphBuilder
 from bam_plugin.packed.picture_errors import PictureArrayError, PictureError
 from bam_plugin.packed.upscaler import OverwriteError, ScaleError, SettingError, UnsupportedModelError
-from bam_plugin.packed.zoo import UnknownModelError, find_model
+from bam_plugin.packed.zoo import DEFAULT_NETWORK, UnknownModelError, find_model
 
 
 @pytest.fixture(scope="module")
@@ -244,20 +244,25 @@ def test_a_network_without_finite_radius_is_blended_and_says_so(tmp_path):
 
 
 def test_names_and_scales_choose_the_file(tmp_path):
-    for name, scale in (("bsrn", 2), ("bsrn", 4), ("other", 3)):
+    for name, scale in ((DEFAULT_NETWORK, 2), (DEFAULT_NETWORK, 4), ("other", 3)):
         write_tiny(tmp_path, name=name, scale=scale)
 
     def chosen(*args, **kwargs) -> str:
         return find_model(*args, zoo=tmp_path, **kwargs).name.removesuffix(".bam.safetensors")
 
-    assert chosen() == chosen("bsrn") == chosen("bsrn_x4") == "bsrn_x4"
-    assert chosen("bsrn", scale=2) == chosen("bsrn_x4", scale=2) == chosen(scale=1.5) == "bsrn_x2"
-    assert chosen("bsrn", scale=3) == chosen("bsrn", scale=8) == "bsrn_x4"
-    assert chosen("bsrn_x2", scale=3) == "bsrn_x2"
-    assert chosen(tmp_path / "bsrn_x4.bam.safetensors", scale=2) == "bsrn_x2"
-    with pytest.raises(UnknownModelError, match="bsrn_x2, bsrn_x4, other_x3"):
+    assert chosen() == chosen(DEFAULT_NETWORK) == chosen(f"{DEFAULT_NETWORK}_x4") == f"{DEFAULT_NETWORK}_x4"
+    assert (
+        chosen(DEFAULT_NETWORK, scale=2)
+        == chosen(f"{DEFAULT_NETWORK}_x4", scale=2)
+        == chosen(scale=1.5)
+        == f"{DEFAULT_NETWORK}_x2"
+    )
+    assert chosen(DEFAULT_NETWORK, scale=3) == chosen(DEFAULT_NETWORK, scale=8) == f"{DEFAULT_NETWORK}_x4"
+    assert chosen(f"{DEFAULT_NETWORK}_x2", scale=3) == f"{DEFAULT_NETWORK}_x2"
+    assert chosen(tmp_path / f"{DEFAULT_NETWORK}_x4.bam.safetensors", scale=2) == f"{DEFAULT_NETWORK}_x2"
+    with pytest.raises(UnknownModelError, match=f"{DEFAULT_NETWORK}_x2, {DEFAULT_NETWORK}_x4, other_x3"):
         find_model("none", zoo=tmp_path)
-    with pytest.raises(UnknownModelError, match="beside it: bsrn_x2"):
+    with pytest.raises(UnknownModelError, match=f"beside it: {DEFAULT_NETWORK}_x2"):
         find_model(tmp_path / "none.bam.safetensors")
     with pytest.raises(UnknownModelError, match="none is shipped"):
         find_model(zoo=tmp_path / "empty")

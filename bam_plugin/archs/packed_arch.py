@@ -17,7 +17,9 @@ from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.engines import open_engine
 from bam_plugin.packed.format import read_model
 from bam_plugin.packed.mixed_engine import MixedEngine
+from bam_plugin.packed.precision import FLOAT
 from bam_plugin.packed.reach import run_fitted
+from bam_plugin.packed.zoo import find_model
 
 
 class PackedTrainingError(BamError):
@@ -31,13 +33,16 @@ class PackedNetwork(nn.Module):
     A graph runs in its own engine, on the CPU. A mixed network runs in torch, on the device of this module.
 
     Args:
-        file: the packed file.
-        isa, threads: as in `bam_plugin.packed.Engine`; threads None is torch's number.
+        file: the packed file, or a network of the zoo.
+        isa, threads, precision: as in `bam_plugin.packed.Engine`; threads None is torch's number.
     """
 
-    def __init__(self, *, file: str, isa: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, *, file: str, isa: str | None = None, threads: int | None = None, precision: str = FLOAT
+    ) -> None:
         super().__init__()
-        engine = open_engine(read_model(file), isa=isa, threads=threads or torch.get_num_threads())
+        threads = threads or torch.get_num_threads()
+        engine = open_engine(read_model(find_model(file)), isa=isa, threads=threads, precision=precision)
         self.engine = engine
         # A part of this module, so that it moves to a device with it.
         self.network = engine.network if isinstance(engine, MixedEngine) else None

@@ -14,7 +14,7 @@ from bam_plugin.errors import BamError
 
 SUFFIX = ".bam.safetensors"
 ZOO = Path(__file__).parents[1] / "zoo"
-DEFAULT_NETWORK = "bsrn"
+DEFAULT_NETWORK = "bsrn_light"
 """The network used when several are there and none is named."""
 
 _NAME = re.compile(r"(?P<network>.+)_x(?P<scale>\d+)\.bam\.safetensors")
