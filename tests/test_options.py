@@ -20,6 +20,8 @@ from bam_plugin.config import load_options, read_options
 from bam_plugin.config.shipped import ShippedFile, copy_shipped, options_folder, shipped_files
 from bam_plugin.nn import BinaryConv2d
 from bam_plugin.nn.layers import BinaryLayer
+from bam_plugin.packed import read_packed
+from bam_plugin.packed.zoo import find_model
 
 ROOT = Path(__file__).parents[1]
 FILES = shipped_files()
@@ -89,6 +91,11 @@ def test_a_test_file_tests_what_its_training_trained(file: ShippedFile, method: 
     values = load_options(file.path, is_train=False, method=method, files=False, force=["num_gpu=0"]).values
     if values["network_g"]["type"] == "Bicubic":
         return  # nothing to train
+    if values["network_g"]["type"] == "PackedNetwork":
+        packed = read_packed(find_model(values["network_g"]["file"]))
+        recipe = read_options(options_folder() / "train/BSRN/train_BSRN_light_x4.yml").values
+        assert packed.metadata["network_g"] == recipe["network_g"] and packed.scale == values["scale"]
+        return
     trained = read_options(options_folder() / file.name.replace("test", "train"), method=method).values
     for key in ("name", "scale", "network_g"):
         assert values[key] == trained[key]
