@@ -34,7 +34,7 @@ def test_each_network_says_what_it_is(file, capsys):
     section = card.split(f"## {file.network}_x{file.scale}\n")[1].split("\n## ")[0]
     for metrics in facts["metrics"].values():
         assert f"{metrics['psnr']:.2f} / {metrics['ssim']:.4f}" in section
-    assert cli.main(["inspect", str(file.path)]) == 0
+    assert cli.main(["inspect", f"{file.network}_x{file.scale}"]) == 0
     assert "(verified)" in capsys.readouterr().out
     assert file.path.stat().st_size < 4e6
 

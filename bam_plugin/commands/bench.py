@@ -22,6 +22,7 @@ from bam_plugin.errors import BamError
 from bam_plugin.packed import kernels, timing
 from bam_plugin.packed.engine import available_isas
 from bam_plugin.packed.format import read_packed
+from bam_plugin.packed.zoo import find_model
 
 
 class BenchError(BamError):
@@ -30,7 +31,7 @@ class BenchError(BamError):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("file", type=Path, help="packed file")
+    parser.add_argument("file", help="packed file or a network of the zoo, such as bsrn_light_x4")
     parser.add_argument("--size", default="320x180", help="input width x height (default 320x180)")
     parser.add_argument("-j", "--threads", type=int, nargs="+", default=[1, 2], help="thread counts (default 1 2)")
     parser.add_argument(
@@ -67,7 +68,7 @@ def _processor() -> str:
 
 
 def _command(args: argparse.Namespace) -> str:
-    words = ["bam", "bench", args.file.name, "--size", args.size, "--rounds", str(args.rounds)]
+    words = ["bam", "bench", Path(args.file).name, "--size", args.size, "--rounds", str(args.rounds)]
     words += ["-j", *map(str, args.threads), "--parts", *args.parts]
     words += ["--rivals", *args.rivals] if args.rivals is not None else []
     words += ["--isa", *args.isa] if args.isa else []
@@ -107,7 +108,8 @@ def _markdown(facts: dict[str, Any], session: Session, threads: list[int], parts
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table, or JSON."""
-    model = read_packed(args.file)
+    path = find_model(args.file)
+    model = read_packed(path)
     height, width = _size(args.size)
     if args.rounds < 1 or min(args.threads) < 1:
         raise BenchError("--rounds and --threads must be positive")
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     best = next((isa for isa in isas if isa in kernels.compiled_isas()), isas[0])
     measure_memory(
         session,
-        args.file,
+        path,
         height=height,
         width=width,
         isa=best,
@@ -135,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         rivals=rivals if args.rival_memory else (),
     )
     facts: dict[str, Any] = {
-        "file": args.file.name,
+        "file": path.name,
         "size": f"{width}x{height}",
         "command": _command(args),
         "processor": _processor(),

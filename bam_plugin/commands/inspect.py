@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from bam_plugin.packed.describe import describe
 from bam_plugin.packed.format import read_model
+from bam_plugin.packed.zoo import find_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("file", type=Path, help="packed file")
+    parser.add_argument("file", help="packed file or a network of the zoo, such as bsrn_light_x4")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts of one packed file, whose checksum has been verified by reading it."""
-    model = read_model(args.file)
-    facts = {"file": str(args.file), "checksum": "verified", **describe(model, file_bytes=args.file.stat().st_size)}
+    path = find_model(args.file)
+    model = read_model(path)
+    facts = {"file": str(path), "checksum": "verified", **describe(model, file_bytes=path.stat().st_size)}
     if args.json:
         sys.stdout.write(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     else:
