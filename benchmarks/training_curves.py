@@ -3,7 +3,7 @@
     python benchmarks/training_curves.py run --data DIR --out DIR     # one JSON file per run; finished ones are kept
     python benchmarks/training_curves.py plot --out DIR --png docs/training_curves.png
 
-`--data` is a folder with T91 and Set5 (PNG images). Each run: batch 4, LR patch 24, x4, L1 loss, Adam, 200 iterations,
+`--data` is a folder with T91 and Set5. Each run: batch 4, LR patch 24, x4, L1 loss, Adam, 200 iterations,
 the same patches for every method. A run records the loss of each iteration and the Set5 PSNR (Y channel, 8 bit, cropped
 by 4) at its end. Two hundred iterations show that gradients arrive, not which method wins.
 """
@@ -15,61 +15,15 @@ import json
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
+from small_training import SCALE, measure, read_pairs, sample, training_step
 
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
-from bam_plugin.data.resize import imresize
 
-SCALE, PATCH, BATCH = 4, 24, 4
+BATCH = 4
 NETWORKS = ("VDSR", "SRResNet", "BSRN")
 METHODS = ("bam", "bnn", "dorefa", "abc", "none")
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3), sides cropped to multiples of the scale."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1]
-    height, width = (side - side % SCALE for side in image.shape[:2])
-    return np.ascontiguousarray(image[:height, :width])
-
-
-def read_pairs(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(HR, LR by MATLAB's bicubic), uint8, of every PNG that holds a patch."""
-    images = (read_rgb(path) for path in sorted(folder.glob("*.png")))
-    pairs = [(image, imresize(image, scale=1 / SCALE)) for image in images]
-    return [(high, low) for high, low in pairs if min(low.shape[:2]) >= PATCH]
-
-
-def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
-    """(N, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
-
-
-def sample(pairs: list[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator) -> tuple[torch.Tensor, ...]:
-    """One batch of (LR, HR) patches."""
-    low_patches, high_patches = [], []
-    for index in generator.integers(len(pairs), size=BATCH):
-        high, low = pairs[index]
-        row, column = (int(generator.integers(side - PATCH + 1)) for side in low.shape[:2])
-        low_patches.append(low[row : row + PATCH, column : column + PATCH])
-        row, column, size = row * SCALE, column * SCALE, PATCH * SCALE
-        high_patches.append(high[row : row + size, column : column + size])
-    return to_tensor(low_patches), to_tensor(high_patches)
-
-
-@torch.no_grad()
-def set5_psnr(network: torch.nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Mean PSNR of the 8-bit Y channel, cropped by the scale."""
-    from basicsr.metrics import calculate_psnr
-
-    network.eval()
-    values = []
-    for high, low in pairs:
-        out = network(to_tensor([low]))[0].permute(1, 2, 0).clamp(0, 1).mul(255).round().byte().numpy()
-        values.append(calculate_psnr(out[..., ::-1], high[..., ::-1], crop_border=SCALE, test_y_channel=True))
-    network.train()
-    return float(np.mean(values))
 
 
 def train(name: str, method: str, data: Path, iterations: int, lr: float, bf16: bool) -> dict:
@@ -82,16 +36,10 @@ def train(name: str, method: str, data: Path, iterations: int, lr: float, bf16: 
     generator = np.random.default_rng(0)
     losses, start = [], time.perf_counter()
     for _ in range(iterations):
-        low, high = sample(pairs, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = network(low.contiguous(memory_format=torch.channels_last))
-        loss = (out.float() - high).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        low, high = sample(pairs, generator, batch=BATCH, augment=False)
+        losses.append(training_step(network, optimizer, low, high, bf16=bf16))
     seconds = (time.perf_counter() - start) / iterations
-    psnr = set5_psnr(network, validation)
+    psnr = measure(network, validation)
     return {"network": name, "method": method, "lr": lr, "losses": losses, "psnr": psnr, "seconds": seconds}
 
 

@@ -24,17 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_training import Pairs, measure, read_pairs, sample, training_step
 from torch import Tensor
 from tqdm import tqdm
 
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
-from bam_plugin.data.images import list_images, read_image
-from bam_plugin.data.metrics import calculate_psnr_y
-from bam_plugin.data.resize import imresize, mod_crop
 from bam_plugin.models.stages import StagedTraining
 from bam_plugin.nn import LBBlock, set_progress
 
-SCALE, PATCH, BATCH, WARM_UP, RATE = 4, 24, 8, 100, 1e-3
+BATCH, WARM_UP, RATE = 8, 100, 1e-3
 TRAINING_SETS = ("T91", "BSDS400/train", "BSDS400/test", "CC0_photos")
 # With b1 = b2 = b the identity path runs through an LB block with the factor b + b^2: 2 at b = 1, so that the range
 # doubles from block to block; at this b it is 1.
@@ -98,43 +96,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def read_pairs(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(HR, LR) of every image of `folder` that holds a patch, RGB uint8."""
-    images = [mod_crop(read_image(path), SCALE)[..., ::-1] for path in list_images(folder)]
-    pairs = [(np.ascontiguousarray(image), imresize(image, scale=1 / SCALE)) for image in images]
-    return [(high, low) for high, low in pairs if min(low.shape[:2]) >= PATCH]
-
-
-def sample(pairs: list[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator) -> list[torch.Tensor]:
-    """One batch of LR and HR patches, flipped and turned, (N, 3, P, P) and (N, 3, 4 P, 4 P) in [0, 1]."""
-    batch: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for index in generator.integers(len(pairs), size=BATCH):
-        high, low = pairs[index]
-        row, column = (int(generator.integers(side - PATCH + 1)) for side in low.shape[:2])
-        flip, turns = 1 - 2 * int(generator.integers(2)), int(generator.integers(4))
-        for patches, image, factor in ((batch[0], low, 1), (batch[1], high, SCALE)):
-            size = PATCH * factor
-            patch = image[row * factor : row * factor + size, column * factor : column * factor + size]
-            patches.append(np.rot90(patch[:, ::flip], turns))
-    return [torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float().div(255) for patches in batch]
-
-
-@torch.no_grad()
-def measure(network: torch.nn.Module, pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Mean Y-PSNR in dB."""
-    network.eval()
-    values = []
-    for high, low in pairs:
-        image = torch.from_numpy(low).permute(2, 0, 1)[None].float().div(255)
-        out = network(image)[0].permute(1, 2, 0).clamp(0, 1).mul(255).round().byte().numpy()
-        values.append(calculate_psnr_y(out[..., ::-1], high[..., ::-1], SCALE))
-    network.train()
-    return float(np.mean(values))
-
-
-def train(
-    variant: Variant, pairs: list[tuple[np.ndarray, np.ndarray]], iterations: int, seed: int
-) -> tuple[torch.nn.Module, float]:
+def train(variant: Variant, pairs: Pairs, iterations: int, seed: int) -> tuple[torch.nn.Module, float]:
     """Train one variant; the network and the mean loss of the last third."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
@@ -148,14 +110,8 @@ def train(
         factor = min(1, iteration / WARM_UP) * (1 + math.cos(math.pi * iteration / iterations)) / 2
         optimizer.param_groups[0]["lr"] = variant.rate * factor
         set_progress(network, iteration / iterations)
-        low, high = sample(pairs, generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = network(low.contiguous(memory_format=torch.channels_last))
-        loss = (out.float() - high).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        low, high = sample(pairs, generator, batch=BATCH, augment=True)
+        losses.append(training_step(network, optimizer, low, high, bf16=True))
     return network, float(np.mean(losses[-iterations // 3 :]))
 
 
