@@ -2,9 +2,9 @@
 
     python benchmarks/long_training.py NAME=FOLDER [NAME=FOLDER ...] --png docs/training_light_x4.png
 
-FOLDER is a folder of experiments/: its *.log files are read in order of their names, a later one wins where two have the
-same iteration (a resumed training repeats what came behind its checkpoint). Upper panel: PSNR of the validation set,
-lower one: training loss, a mean over 2000 iterations. The table goes to stdout.
+FOLDER is a folder of experiments/: its *.log files are read in order of their names; what a resumed training repeats
+takes the place of what was behind its checkpoint. Upper panel: PSNR of the validation set, lower one: training loss, a
+mean over 2000 iterations. The table goes to stdout.
 """
 
 from __future__ import annotations

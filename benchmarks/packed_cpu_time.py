@@ -20,7 +20,8 @@ from bam_plugin.packed import kernels
 from bam_plugin.packed.converter import build_network
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.lowering import lower_network
-from bam_plugin.packed.program import Program, Weights
+from bam_plugin.packed.parameters import Weights
+from bam_plugin.packed.program import Program
 from bam_plugin.packed.timing import register_steps
 
 HEIGHT, WIDTH = 180, 320

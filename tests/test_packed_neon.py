@@ -16,8 +16,9 @@ from bam_plugin.packed import Engine, PackedModel
 from bam_plugin.packed.graph import INPUT
 from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.kernels import Isa, Map, Stage
+from bam_plugin.packed.parameters import Weights
 from bam_plugin.packed.precision import INTEGERS, Offer, reducible_convs
-from bam_plugin.packed.program import Program, Weights
+from bam_plugin.packed.program import Program
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 SOURCES = Path(__file__).parents[1] / "bam_plugin/packed/csrc"

@@ -19,8 +19,9 @@ from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
 from bam_plugin.packed.integers import at_precision
+from bam_plugin.packed.parameters import Weights
 from bam_plugin.packed.precision import FLOAT
-from bam_plugin.packed.program import Program, Weights
+from bam_plugin.packed.program import Program
 
 Kernel = Callable[..., np.ndarray]
 Observer = Callable[[str, np.ndarray], None]

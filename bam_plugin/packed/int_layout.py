@@ -17,6 +17,11 @@ def int_stride(channels: int) -> int:
     return -(-channels // GROUP) * GROUP
 
 
+def in_bytes(kind: str, isa: Isa) -> bool:
+    """Whether values of a kind stand in memory as bytes; other integers take 16 bits."""
+    return kind == "int8" and isa.dot_bytes
+
+
 def group_of(out: int, lanes: int) -> int:
     """Neighbouring pixels of floats that one register of output channels makes at once; 1 where a pixel fills it."""
     return max(1, lanes // out) if out < NARROW else 1

@@ -1,4 +1,4 @@
-"""A packed network made ready for the compiled kernels: buffers laid out, weights repacked, stages filled in.
+"""A packed network made ready for the compiled kernels: buffers laid out, stages filled in.
 
 `Program` serves one model, instruction set and image size. Maps of the body are whole and their buffers are reused as
 soon as they are free, in place where a stage reads a map only at the pixel it writes. The tail runs strip by strip, its
@@ -8,41 +8,26 @@ maps are windows of a few rows.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from bam_plugin.packed import int_layout, kernels
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.fusion import TileOp, tile_ops
+from bam_plugin.packed.fusion import tile_ops
 from bam_plugin.packed.graph import INPUT
-from bam_plugin.packed.kernels import Isa, Map, Op, Ref, Stage, stride_of
+from bam_plugin.packed.kernels import Map, Op, Ref, Stage, stride_of
+from bam_plugin.packed.parameters import ALIGNMENT, Filler, Weights, aligned_zeros
 from bam_plugin.packed.precision import INTEGERS
 from bam_plugin.packed.reference import words_for
 from bam_plugin.packed.stages import StageOps, plan_stages
 
 NOWHERE = Ref(-2, 0)
-ALIGNMENT = 64
 STRIP_BYTES = 24 << 20  # all windows of the tail together
 MIN_STRIP_ROWS = 8
 TILES = (48, 36, 30, 24, 18, 12, 8)  # pixels of a tile: MAX_TILE of csrc/tile.h, and less in sixes, as conv_block takes
 FLOAT_SLACK = 16  # bytes: a register of colours reads one number too many
 SCRATCH_BYTES = 26 << 10  # what a tile's own values may take of the cache next to the core
-
-
-def aligned_zeros(size: int, fill: int = 0) -> np.ndarray:
-    """uint8 zeros (or other numbers) whose address is a multiple of a cache line."""
-    raw = np.full(size + ALIGNMENT, fill, dtype=np.uint8) if fill else np.zeros(size + ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size]
-
-
-def aligned_copy(array: np.ndarray) -> np.ndarray:
-    """The array again in C order, at the start of a cache line, so that no register is loaded from two lines."""
-    copy = aligned_zeros(array.nbytes).view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 @dataclass(eq=False)
@@ -51,25 +36,6 @@ class _Buffer:
 
     data: np.ndarray
     key: tuple[int, ...]
-
-
-class Weights:
-    """Repacked parameters of a model for one instruction set: made once, shared by programs of all sizes."""
-
-    def __init__(self, *, isa: Isa):
-        self.isa = isa
-        self._made: dict[tuple[int, str], list[np.ndarray]] = {}
-
-    def get_all(self, array: np.ndarray, what: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-        """As `get` for several arrays that are made together."""
-        key = (id(array), what)
-        if key not in self._made:
-            self._made[key] = [aligned_copy(made) for made in make()]
-        return self._made[key]
-
-    def get(self, array: np.ndarray, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The result of `make`, kept under the identity of `array` (which the model keeps alive) and `what`."""
-        return self.get_all(array, what, lambda: [make()])[0]
 
 
 class Program:
@@ -82,12 +48,12 @@ class Program:
         self.model = model
         self.isa = weights.isa
         self.height, self.width = height, width
-        self._weights = weights
         self._alive: list[object] = []  # arrays that the structs point into
         self._refs: dict[str, int] = {}  # value -> index of its map
         self._buffers: dict[str, _Buffer] = {}
         self._maps: list[Map] = []
         types = model.graph.types
+        self._filler = Filler(weights=weights, types=types, height=height, width=width, alive=self._alive)
         self.plan = plan_stages(model.graph, tile_ops(model.graph, model.tensors, fuse=not keep), keep=keep)
         self._keep = keep
         widest = max(self._row_bytes(name) + self._slack(name) for name in types)
@@ -115,7 +81,7 @@ class Program:
         return 4 * stride_of(value.channels)
 
     def _in_bytes(self, name: str) -> bool:
-        return self.model.graph.types[name].kind == "int8" and self.isa.dot_bytes
+        return int_layout.in_bytes(self.model.graph.types[name].kind, self.isa)
 
     def _slack(self, name: str) -> int:
         """Bytes behind a map that may be read, whatever they hold."""
@@ -204,8 +170,10 @@ class Program:
                 break
         self._scratch_bytes = max(self._scratch_bytes, size)
         ops = (Op * len(stage.ops))()
-        for index, op in enumerate(stage.ops):
-            self._fill_op(ops[index], op, offsets)
+        for filled, op in zip(ops, stage.ops, strict=True):
+            self._filler.fill(filled, op)
+            filled.in0, filled.in1 = self._ref(op.in0, offsets), self._ref(op.in1, offsets)
+            filled.out0, filled.out1 = self._ref(op.out0, offsets), self._ref(op.out1, offsets)
         self._alive.append(ops)
         return Stage(ops, len(stage.ops), self.width * stage.up, 0, self.height * stage.up, tile)
 
@@ -236,98 +204,10 @@ class Program:
             live = {name: span for name, span in live.items() if last[name] > index}
         return offsets, top
 
-    def _pointer(self, array: np.ndarray) -> int:
-        assert array.flags.c_contiguous
-        self._alive.append(array)
-        return array.ctypes.data
-
-    def _fill_op(self, filled: Op, op: TileOp, offsets: dict[str, int]) -> None:
-        types, weights, lanes = self.model.graph.types, self._weights, self.isa.lanes
-
-        def ref(name: str | None) -> Ref:
-            if name is None:
-                return NOWHERE
-            return Ref(self._refs[name], 0) if name in self._refs else Ref(-1, offsets[name])
-
-        source, result = types[op.in0], types[op.outputs[0]]
-        filled.code, filled.kernel = op.code, op.kernel
-        filled.in_channels, filled.out_channels = source.channels, result.channels
-        filled.in0, filled.in1, filled.out0, filled.out1 = ref(op.in0), ref(op.in1), ref(op.out0), ref(op.out1)
-        for index, value in enumerate(op.floats):
-            setattr(filled, f"f{index}", value)
-        for index, value in enumerate(op.integers):
-            setattr(filled, f"i{index}", value)
-        arrays = op.arrays
-
-        def padded(role: str, fill: float = 0) -> int:
-            array = arrays[role]
-            return self._pointer(weights.get(array, role, lambda: kernels.padded_channels(array, lanes, fill)))
-
-        if op.code == kernels.BINARY_CONV:
-            weight = arrays["weight"]
-            shape = (op.kernel, source.channels, lanes)
-            filled.p0 = self._pointer(weights.get(weight, "words", lambda: kernels.repack_binary(weight, *shape)))
-            scale = kernels.binary_scale(arrays["scale"], op.alphabet)
-            filled.p1 = self._pointer(
-                weights.get(arrays["scale"], op.alphabet, lambda: kernels.padded_channels(scale, lanes))
-            )
-            row_index, rows = kernels.border_classes(self.height * source.up, op.kernel)
-            column_index, columns = kernels.border_classes(self.width * source.up, op.kernel)
-            base = weights.get(
-                weight,
-                f"base {rows} {columns}",
-                lambda: kernels.border_bases(weight, *shape, rows, columns, op.alphabet),
-            )
-            filled.p2, filled.p3, filled.p4 = map(self._pointer, (base, row_index, column_index))
-            filled.i0, filled.i1 = len(columns), kernels.patch_words(op.kernel, source.channels)
-        elif op.code == kernels.CONV:
-            weight = arrays["weight"]
-            bias = arrays.get("bias", np.zeros(len(weight), dtype=np.float32))
-            order = int_layout.channel_order(len(weight), op.spread)
-            key = f"by {op.spread}"
-            filled.p0 = self._pointer(weights.get(weight, key, lambda: kernels.repack_conv(weight[order], self.isa)))
-            filled.p1 = self._pointer(
-                weights.get(weight, f"bias {key}", lambda: kernels.padded_channels(bias[order], lanes))
-            )
-        elif op.code == kernels.INT_CONV:
-            self._fill_int_conv(filled, op)
-        elif op.code == kernels.QUANTIZE:
-            filled.p0, filled.i0 = padded("inverse"), self._in_bytes(op.outputs[0])
-        elif op.code == kernels.SHUFFLE:
-            filled.i2 = 4 if source.kind == "float" else 1 if self._in_bytes(op.in0) else 2
-        elif op.code == kernels.PRELU:
-            filled.p0 = padded("slope")
-        elif op.code == kernels.AFFINE:
-            filled.p0, filled.p1 = padded("scale"), padded("shift")
-        elif op.code == kernels.RESIZE:
-            filled.p0, filled.p1 = self._pointer(arrays["offsets"]), self._pointer(arrays["weights"])
-        if "threshold" in arrays:
-            flip = arrays["flip"]
-            filled.p5 = padded("threshold", np.inf)
-            filled.p6 = self._pointer(weights.get(flip, "flips", lambda: kernels.flip_words(flip)))
-
-    def _fill_int_conv(self, filled: Op, op: TileOp) -> None:
-        arrays, isa = op.arrays, self.isa
-        weight, in_bytes = arrays["weight"], self._in_bytes(op.in0)
-        order = int_layout.channel_order(len(weight), op.spread)
-        group = 1 if op.out1 else int_layout.group_of(len(weight), isa.lanes)
-        names = ("words", "scale", "start", "bias")
-
-        def make() -> list[np.ndarray]:
-            in_order = {role: arrays[role][order] for role in ("weight", "scale", "bias")}
-            made = int_layout.lay_out(**in_order, isa=isa, group=group, as_bytes=in_bytes)
-            return [getattr(made, name) for name in names]
-
-        made = self._weights.get_all(weight, f"{names} {group} {op.spread}", make)
-        filled.p0, filled.p1, filled.p2, filled.p3 = map(self._pointer, made)
-        filled.i0, filled.i1 = in_bytes, group
-        if op.out1:
-            inverse = arrays["inverse"]
-            filled.p4 = self._pointer(
-                self._weights.get(
-                    inverse, f"by {op.spread}", lambda: kernels.padded_channels(inverse[order], isa.lanes)
-                )
-            )
+    def _ref(self, name: str | None, offsets: dict[str, int]) -> Ref:
+        if name is None:
+            return NOWHERE
+        return Ref(self._refs[name], 0) if name in self._refs else Ref(-1, offsets[name])
 
     # Running
 

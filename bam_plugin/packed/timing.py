@@ -23,8 +23,9 @@ from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.integers import at_precision
+from bam_plugin.packed.parameters import Weights
 from bam_plugin.packed.precision import FLOAT, read_offers
-from bam_plugin.packed.program import Program, Weights
+from bam_plugin.packed.program import Program
 from bam_plugin.packed.reference import words_for
 
 _MEMORY_PROGRAM = """

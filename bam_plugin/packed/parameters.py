@@ -1,0 +1,168 @@
+"""Parameters of operations as the compiled kernels take them: repacked, padded, at the start of cache lines.
+
+`Weights` keeps them per model and instruction set, whatever the image size; `Filler` puts their addresses into the
+structs of csrc/bam.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from bam_plugin.packed import int_layout, kernels
+from bam_plugin.packed.fusion import TileOp
+from bam_plugin.packed.graph import ValueType
+from bam_plugin.packed.kernels import Isa, Op
+
+ALIGNMENT = 64
+
+
+def aligned_zeros(size: int, fill: int = 0) -> np.ndarray:
+    """uint8 zeros (or other numbers) whose address is a multiple of a cache line."""
+    raw = np.full(size + ALIGNMENT, fill, dtype=np.uint8) if fill else np.zeros(size + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size]
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """The array again in C order, at the start of a cache line, so that no register is loaded from two lines."""
+    copy = aligned_zeros(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+class Weights:
+    """Repacked parameters of a model for one instruction set: made once, shared by programs of all sizes."""
+
+    def __init__(self, *, isa: Isa):
+        self.isa = isa
+        self._made: dict[tuple[int, str], list[np.ndarray]] = {}
+
+    def get_all(self, array: np.ndarray, what: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """As `get` for several arrays that are made together."""
+        key = (id(array), what)
+        if key not in self._made:
+            self._made[key] = [aligned_copy(made) for made in make()]
+        return self._made[key]
+
+    def get(self, array: np.ndarray, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The result of `make`, kept under the identity of `array` (which the model keeps alive) and `what`."""
+        return self.get_all(array, what, lambda: [make()])[0]
+
+
+class Filler:
+    """Fills in what an operation needs besides its operands, for images of one size.
+
+    `types`: value -> its type. Arrays that the structs point into are appended to `alive`, whose owner must live as
+    long as the structs.
+    """
+
+    def __init__(
+        self, *, weights: Weights, types: Mapping[str, ValueType], height: int, width: int, alive: list[object]
+    ):
+        self._weights, self._isa, self._types = weights, weights.isa, types
+        self._height, self._width = height, width
+        self._alive = alive
+        self._fillers: dict[int, Callable[[Op, TileOp], None]] = {
+            kernels.BINARY_CONV: self._binary_conv,
+            kernels.CONV: self._conv,
+            kernels.INT_CONV: self._int_conv,
+            kernels.QUANTIZE: self._quantize,
+            kernels.SHUFFLE: self._shuffle,
+            kernels.PRELU: self._prelu,
+            kernels.AFFINE: self._affine,
+            kernels.RESIZE: self._resize,
+        }
+
+    def fill(self, filled: Op, op: TileOp) -> None:
+        """Set everything but the operands of `filled`."""
+        filled.code, filled.kernel = op.code, op.kernel
+        filled.in_channels = self._types[op.in0].channels
+        filled.out_channels = self._types[op.outputs[0]].channels
+        for index, value in enumerate(op.floats):
+            setattr(filled, f"f{index}", value)
+        for index, value in enumerate(op.integers):
+            setattr(filled, f"i{index}", value)
+        if op.code in self._fillers:
+            self._fillers[op.code](filled, op)
+        if "threshold" in op.arrays:
+            flip = op.arrays["flip"]
+            filled.p5 = self._padded(op, "threshold", np.inf)
+            filled.p6 = self._pointer(self._weights.get(flip, "flips", lambda: kernels.flip_words(flip)))
+
+    def _in_bytes(self, name: str) -> bool:
+        return int_layout.in_bytes(self._types[name].kind, self._isa)
+
+    def _pointer(self, array: np.ndarray) -> int:
+        assert array.flags.c_contiguous
+        self._alive.append(array)
+        return array.ctypes.data
+
+    def _padded(self, op: TileOp, role: str, fill: float = 0) -> int:
+        array = op.arrays[role]
+        return self._channels(array, role, array, fill)
+
+    def _channels(self, owner: np.ndarray, what: str, values: np.ndarray, fill: float = 0) -> int:
+        """Address of one number per channel, kept under `owner` and `what`."""
+        made = self._weights.get(owner, what, lambda: kernels.padded_channels(values, self._isa.lanes, fill))
+        return self._pointer(made)
+
+    def _binary_conv(self, filled: Op, op: TileOp) -> None:
+        source, weight, scale = self._types[op.in0], op.arrays["weight"], op.arrays["scale"]
+        shape = (op.kernel, source.channels, self._isa.lanes)
+        row_index, rows = kernels.border_classes(self._height * source.up, op.kernel)
+        column_index, columns = kernels.border_classes(self._width * source.up, op.kernel)
+        words = self._weights.get(weight, "words", lambda: kernels.repack_binary(weight, *shape))
+        base = self._weights.get(
+            weight,
+            f"base {rows} {columns}",
+            lambda: kernels.border_bases(weight, *shape, rows, columns, op.alphabet),
+        )
+        filled.p0 = self._pointer(words)
+        filled.p1 = self._channels(scale, op.alphabet, kernels.binary_scale(scale, op.alphabet))
+        filled.p2, filled.p3, filled.p4 = map(self._pointer, (base, row_index, column_index))
+        filled.i0, filled.i1 = len(columns), kernels.patch_words(op.kernel, source.channels)
+
+    def _conv(self, filled: Op, op: TileOp) -> None:
+        weight = op.arrays["weight"]
+        bias = op.arrays.get("bias", np.zeros(len(weight), dtype=np.float32))
+        order = int_layout.channel_order(len(weight), op.spread)
+        key = f"by {op.spread}"
+        words = self._weights.get(weight, key, lambda: kernels.repack_conv(weight[order], self._isa))
+        filled.p0 = self._pointer(words)
+        filled.p1 = self._channels(weight, f"bias {key}", bias[order])
+
+    def _int_conv(self, filled: Op, op: TileOp) -> None:
+        arrays, isa = op.arrays, self._isa
+        weight, as_bytes = arrays["weight"], self._in_bytes(op.in0)
+        order = int_layout.channel_order(len(weight), op.spread)
+        group = 1 if op.out1 else int_layout.group_of(len(weight), isa.lanes)
+        names = ("words", "scale", "start", "bias")
+
+        def make() -> list[np.ndarray]:
+            in_order = {role: arrays[role][order] for role in ("weight", "scale", "bias")}
+            made = int_layout.lay_out(**in_order, isa=isa, group=group, as_bytes=as_bytes)
+            return [getattr(made, name) for name in names]
+
+        made = self._weights.get_all(weight, f"{names} {group} {op.spread}", make)
+        filled.p0, filled.p1, filled.p2, filled.p3 = map(self._pointer, made)
+        filled.i0, filled.i1 = as_bytes, group
+        if op.out1:
+            inverse = arrays["inverse"]
+            filled.p4 = self._channels(inverse, f"by {op.spread}", inverse[order])
+
+    def _quantize(self, filled: Op, op: TileOp) -> None:
+        filled.p0, filled.i0 = self._padded(op, "inverse"), self._in_bytes(op.outputs[0])
+
+    def _shuffle(self, filled: Op, op: TileOp) -> None:
+        filled.i2 = 4 if self._types[op.in0].kind == "float" else 1 if self._in_bytes(op.in0) else 2
+
+    def _prelu(self, filled: Op, op: TileOp) -> None:
+        filled.p0 = self._padded(op, "slope")
+
+    def _affine(self, filled: Op, op: TileOp) -> None:
+        filled.p0, filled.p1 = self._padded(op, "scale"), self._padded(op, "shift")
+
+    def _resize(self, filled: Op, op: TileOp) -> None:
+        filled.p0, filled.p1 = self._pointer(op.arrays["offsets"]), self._pointer(op.arrays["weights"])
