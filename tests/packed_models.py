@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.graph import GraphBuilder, packed_filter_bytes
+from bam_plugin.packed.graph import packed_filter_bytes
+from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.reference import pack_filters
 
 

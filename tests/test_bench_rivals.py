@@ -14,7 +14,8 @@ from bam_plugin.bench.rivals import RIVALS, Rival, RivalError, choose, differenc
 from bam_plugin.bench.segments import Job, cut, make_job
 from bam_plugin.cli import main
 from bam_plugin.packed import PackedModel, write_packed
-from bam_plugin.packed.graph import INPUT, GraphBuilder
+from bam_plugin.packed.graph import INPUT
+from bam_plugin.packed.graph_builder import GraphBuilder
 
 COMPILED = [name for name in RIVALS if "compiled" in name]
 EXACT = [name for name in RIVALS if "fp32" in name and name not in COMPILED]

@@ -14,7 +14,7 @@ from test_convert import METHODS, SMALL, enliven
 from bam_plugin.cli import main
 from bam_plugin.packed import Engine, PackedModel
 from bam_plugin.packed.converter import build_network, convert_network
-from bam_plugin.packed.graph import GraphBuilder
+from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.onnx_export import export_onnx, onnx_runner
 
 pytest.importorskip("onnx")

@@ -19,7 +19,7 @@ from packed_models import (
 from bam_plugin.packed import Engine, program
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.fusion import tile_ops
-from bam_plugin.packed.graph import GraphBuilder
+from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.kernels import carry_save, compiled_isas
 from bam_plugin.packed.stages import plan_stages
 

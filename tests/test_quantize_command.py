@@ -13,7 +13,7 @@ from upscale_models import tiny_model
 
 from bam_plugin.cli import main
 from bam_plugin.packed import PackedModel, Upscaler, read_packed, write_packed
-from bam_plugin.packed.graph import GraphBuilder
+from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.precision import FIELD, read_offers
 
 

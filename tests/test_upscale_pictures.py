@@ -14,7 +14,7 @@ from upscale_models import tiny_model, write_tiny
 
 from bam_plugin.packed import Engine, PackedModel, Upscaler
 from bam_plugin.packed.alpha import clamp_alpha, fill_transparent
-from bam_plugin.packed.graph import GraphBuilder
+from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.picture_errors import PictureArrayError, PictureError
 from bam_plugin.packed.upscaler import OverwriteError, ScaleError, SettingError, UnsupportedModelError
 from bam_plugin.packed.zoo import DEFAULT_NETWORK, UnknownModelError, find_model

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from bam_plugin.packed import PackedModel, write_packed
-from bam_plugin.packed.graph import GraphBuilder, packed_filter_bytes
+from bam_plugin.packed.graph import packed_filter_bytes
+from bam_plugin.packed.graph_builder import GraphBuilder
 
 
 def tiny_model(*, scale: int = 4, channels: int = 3, features: int = 8, seed: int = 0) -> PackedModel:

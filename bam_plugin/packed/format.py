@@ -1,8 +1,8 @@
 """The packed file of a network that runs without torch: its graph and arrays. `docs/packed_format.md` is the contract.
 
 The writer is canonical: equal models give equal bytes, on every machine. The reader trusts nothing: `container.py`
-checks the container and the checksum, `graph.py` the network, and every fault has its own error class. Words, lane
-orders and other matters of speed are made when a file is loaded and never stored.
+checks the container and the checksum, `graph_builder.py` the network, and every fault has its own error class. Words,
+lane orders and other matters of speed are made when a file is loaded and never stored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from bam_plugin._files import atomic_path
 from bam_plugin.packed.container import check_fields, digest, pack_container, unpack_container
 from bam_plugin.packed.errors import InvalidGraphError, MixedFileError, PackedFormatError, UnexpectedTensorError
-from bam_plugin.packed.graph import Graph, Node, check_graph
+from bam_plugin.packed.graph import Graph, Node
+from bam_plugin.packed.graph_builder import check_graph
 from bam_plugin.packed.mixed_format import VERSION as MIXED_VERSION
 from bam_plugin.packed.mixed_format import MixedModel, mixed_document, unpack_mixed
 from bam_plugin.packed.precision import read_offers

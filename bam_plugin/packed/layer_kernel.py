@@ -15,7 +15,8 @@ from bam_plugin.packed import kernels
 from bam_plugin.packed.engine import Engine, check_image, choose_isa
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.graph import INPUT, GraphBuilder
+from bam_plugin.packed.graph import INPUT
+from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.parameters import Weights
 from bam_plugin.packed.program import FLOAT_SLACK, Program
 

@@ -10,7 +10,7 @@ import torch
 
 from bam_plugin.packed.activation_steps import finite_array
 from bam_plugin.packed.errors import ConversionError
-from bam_plugin.packed.graph import GraphBuilder
+from bam_plugin.packed.graph_builder import GraphBuilder
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A mixed network in a packed file: binary layers as bits, other state as floats, and the options to build the rest.
 
-Networks that no graph of `graph.py` expresses (attention, pooling over the picture, linear layers, ...) run in torch.
+Networks that no packed graph expresses (attention, pooling over the picture, linear layers, ...) run in torch.
 The file holds the state of the torch module that `torch_module.pack_network` makes: for each binary convolution NAME
 the tensors `NAME.weight`, `NAME.scale`, `NAME.threshold` and `NAME.flip`, and every other entry of its `state_dict` by
 its own name. Reading and checking such a file needs no torch, running it does (`mixed_engine.py`).
@@ -15,7 +15,8 @@ import numpy as np
 
 from bam_plugin.packed.container import check_fields, digest
 from bam_plugin.packed.errors import InvalidLayerError, MissingTensorError, NotPackedError, TensorShapeError
-from bam_plugin.packed.graph import ALPHABETS, MAX_CHANNELS, MAX_KERNEL, MAX_UP, packed_filter_bytes
+from bam_plugin.packed.graph import ALPHABETS, packed_filter_bytes
+from bam_plugin.packed.op_rules import MAX_CHANNELS, MAX_KERNEL, MAX_UP
 
 VERSION = 2
 KIND = "mixed"

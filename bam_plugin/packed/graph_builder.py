@@ -1,0 +1,82 @@
+"""Checks packed graphs, and builds them node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bam_plugin.packed.errors import InvalidGraphError
+from bam_plugin.packed.graph import INPUT, Graph, Node, ValueType
+from bam_plugin.packed.op_rules import MAX_CHANNELS, infer_type
+
+MAX_NODES = 100_000
+
+
+def check_graph(*, num_in_ch: int, nodes: tuple[Node, ...], output: str, tensors: Mapping[str, np.ndarray]) -> Graph:
+    """Check every node against the tensors and return the typed graph.
+
+    Raises InvalidGraphError, MissingTensorError or TensorShapeError, each naming the node.
+    """
+    if type(num_in_ch) is not int or not 1 <= num_in_ch <= MAX_CHANNELS:
+        raise InvalidGraphError(f"num_in_ch must be an integer from 1 to {MAX_CHANNELS}, found {num_in_ch!r}")
+    if len(nodes) > MAX_NODES:
+        raise InvalidGraphError(f"the graph has {len(nodes)} nodes; at most {MAX_NODES} are allowed")
+    types = {INPUT: ValueType("float", num_in_ch, 1)}
+    for node in nodes:
+        types[node.name] = infer_type(node, types, tensors)
+    if output not in types or types[output].kind != "float":
+        raise InvalidGraphError(f"the output {output!r} is not a float map made by a node")
+    return Graph(num_in_ch=num_in_ch, nodes=nodes, output=output, types=types)
+
+
+class GraphBuilder:
+    """Builds a graph node by node and collects its tensors; every node is checked when it is added.
+
+    >>> builder = GraphBuilder(num_in_ch=3)
+    >>> value = builder.add("relu", "act", builder.input)
+    >>> graph = builder.finish(value)
+    """
+
+    def __init__(self, *, num_in_ch: int):
+        self.input = INPUT
+        self.tensors: dict[str, np.ndarray] = {}
+        self.types: dict[str, ValueType] = {INPUT: ValueType("float", num_in_ch, 1)}
+        self._num_in_ch = num_in_ch
+        self._nodes: list[Node] = []
+
+    def add(
+        self,
+        op: str,
+        name: str,
+        *inputs: str,
+        attrs: Mapping[str, int | float | str] | None = None,
+        tensors: Mapping[str, np.ndarray] | None = None,
+    ) -> str:
+        """Add a node called `name` (made unique if taken) and return the name of its output value.
+
+        `tensors` maps roles to arrays; they are stored as `NAME.ROLE`.
+        """
+        unique, count = name, 1
+        while unique in self.types:
+            count += 1
+            unique = f"{name}:{count}"
+        tensors = tensors or {}
+        for role, array in tensors.items():
+            self.tensors[f"{unique}.{role}"] = np.ascontiguousarray(array)
+        node = Node(op=op, name=unique, inputs=inputs, attrs=dict(attrs or {}), roles=tuple(sorted(tensors)))
+        self.types[unique] = infer_type(node, self.types, self.tensors)
+        self._nodes.append(node)
+        return unique
+
+    def finish(self, output: str) -> Graph:
+        """Return the checked graph; nodes that `output` does not need are left out, with their tensors."""
+        needed, kept = {output}, []
+        for node in reversed(self._nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+                kept.append(node)
+        nodes = tuple(reversed(kept))
+        used = {name for node in nodes for name in node.tensors.values()}
+        self.tensors = {name: array for name, array in self.tensors.items() if name in used}
+        return check_graph(num_in_ch=self._num_in_ch, nodes=nodes, output=output, tensors=self.tensors)
