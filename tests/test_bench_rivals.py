@@ -123,6 +123,24 @@ def test_command_compares_measures_and_skips(tmp_path, capsys, monkeypatch):
         assert facts["timings"]["ONNX Runtime fp32"]["whole"]["1"]["rounds"] == 1
 
 
+@pytest.mark.parametrize("arguments", [["--size", "²x9"], ["--size", "99999x99999"], ["-j", "0"], ["-j", "1000"]])
+def test_command_refuses_what_it_cannot_measure(tmp_path, capsys, arguments):
+    path = tmp_path / "small.bam.safetensors"
+    write_packed(small_model(), path)
+    assert main(["bench", str(path), "--rivals", *arguments]) == 2
+    assert "BenchError" in capsys.readouterr().err
+
+
+def test_command_says_that_there_is_no_tail(tmp_path, capsys):
+    builder, generator = GraphBuilder(num_in_ch=3), np.random.default_rng(0)
+    value = binary_layer(builder, generator, builder.input, "conv", out=3, kernel=1)
+    path = tmp_path / "small.bam.safetensors"
+    write_packed(PackedModel(graph=builder.finish(value), tensors=builder.tensors), path)
+    assert main(["bench", str(path), "--size", "8x8", "--rounds", "1", "-j", "1", "1", "--rivals", "PyTorch fp32"]) == 0
+    shown = capsys.readouterr().out
+    assert "Skipped: PyTorch fp32, tail: the network has no tail of its own" in shown and shown.count("whole, 1T") == 1
+
+
 def test_names_choose_rivals():
     assert [rival.name for rival in choose(["onnx", "OpenVINO BF16"])] == ["ONNX Runtime fp32", "OpenVINO bf16"]
     assert [rival.name for rival in choose(["pytorch FP32"])] == ["PyTorch fp32"]  # not "... compiled", too

@@ -66,7 +66,9 @@ def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
     checkpoint, options = trained
     output, report = tmp_path / "small_x4.bam.safetensors", tmp_path / "report.json"
     facts = tmp_path / "facts.yml"
-    facts.write_text("training: {data: [a, b], terms: free}\nmetrics: {Set5: {psnr: 30.1}}\n")
+    facts.write_text(
+        "training: {data: [a, b], terms: free, psnr: {5000: 30.0, 10000: 30.1}}\nmetrics: {Set5: {psnr: 30.1}}\n"
+    )
     arguments = ["convert", "-i", str(checkpoint), "-opt", str(options), "-o", str(output)]
     assert main([*arguments, "--facts", str(facts), "--report", str(report)]) == 0
     text = capsys.readouterr().out
@@ -75,6 +77,7 @@ def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
     assert model.scale == 4
     assert model.metadata["network_g"] == SMALL
     assert model.metadata["source_key"] == "params_ema"
+    assert model.metadata["training"]["psnr"] == {"5000": 30.0, "10000": 30.1}
     assert model.metadata["metrics"] == {"Set5": {"psnr": 30.1}}
     rows = json.loads(report.read_text())["layers"]
     binary = [row for row in rows if row["note"] == "packed"]
@@ -103,14 +106,49 @@ def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
     assert output.read_bytes() == first  # equal input, equal bytes, in another process
 
 
-def test_disagreement_writes_nothing(trained, tmp_path, capsys):
+def test_disagreement_writes_nothing(trained, tmp_path, capsys, monkeypatch):
     checkpoint, options = trained
     output = tmp_path / "out.bam.safetensors"
     arguments = ["convert", "-i", str(checkpoint), "-opt", str(options), "-o", str(output)]
-    assert main([*arguments, "--min-agreement", "1.1"]) == 1  # asks for more than possible
     assert main([*arguments, "--dry-run"]) == 0
+    assert main([*arguments, "--min-agreement", "nan"]) == 2
+    assert "--min-agreement takes a share" in capsys.readouterr().err
+
+    def with_a_fault(*args, **kwargs):  # as if the filters of one layer were the wrong way round
+        graph, tensors, rows = lower_network(*args, **kwargs)
+        name = next(node.tensors["weight"] for node in graph.nodes if node.op == "binary_conv2d")
+        return graph, {**tensors, name: tensors[name] ^ np.uint8(0xFF)}, rows
+
+    monkeypatch.setattr("bam_plugin.packed.converter.lower_network", with_a_fault)
+    assert main(arguments) == 1
     assert not output.exists()
-    assert "nothing written" in capsys.readouterr().err
+    assert "the packed network agrees with PyTorch in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [("-o", "net_g_10.pth"), ("--report", "net_g_10.pth"), ("--report", "out.st"), ("-o", "options.yml")],
+)
+def test_no_output_takes_the_place_of_another_file(trained, tmp_path, capsys, option, place):
+    checkpoint, options = trained
+    before = {path: path.read_bytes() for path in (checkpoint, options)}
+    arguments = ["convert", str(checkpoint), "-opt", str(options), "-o", str(tmp_path / "out.st"), "--no-verify"]
+    assert main([*arguments, option, str(tmp_path / place), "--force"]) == 2
+    assert "both name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before and not (tmp_path / "out.st").exists()
+
+
+def test_reports_are_not_replaced_without_force(trained, tmp_path, capsys):
+    checkpoint, options = trained
+    report = tmp_path / "report.json"
+    report.write_text("kept")
+    arguments = ["convert", str(checkpoint), "-opt", str(options), "-o", str(tmp_path / "out.st"), "--no-verify"]
+    assert main([*arguments, "--report", str(report)]) == 2
+    assert "report.json exists" in capsys.readouterr().err and report.read_text() == "kept"
+    assert main([*arguments, "--report", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert main([*arguments, "--report", str(report), "--force"]) == 0
+    assert json.loads(report.read_text())["layers"]
 
 
 def test_checkpoint_of_a_training_knows_its_network(trained, tmp_path, capsys, monkeypatch):

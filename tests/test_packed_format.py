@@ -181,6 +181,8 @@ def spoil(name, change):
         (errors.TensorShapeError, spoil("head.bias", lambda a: a[:-1])),
         (errors.TensorShapeError, spoil("head.weight", lambda a: a.reshape(-1))),
         (errors.TensorShapeError, spoil("body.0.conv3.weight", lambda a: a.astype(np.float32))),
+        (errors.TensorShapeError, spoil("head.bias", lambda a: a * np.nan)),
+        (errors.TensorShapeError, spoil("body.0.conv3.scale", lambda a: a + np.float32("inf"))),
         (errors.InvalidGraphError, spoil("body.0.conv3.weight", lambda a: a | np.uint8(0xF0))),
         (errors.InvalidGraphError, spoil("body.0.conv3.sign.flip", lambda a: a + np.uint8(2))),
         (errors.InvalidGraphError, spoil("body.0.conv3.sign.threshold", lambda a: a * np.nan)),

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_models import small_model
+from packed_models import binary_layer, float_layer, small_model
 
 from bam_plugin.packed import Engine, PackedModel
 from bam_plugin.packed.graph import INPUT
+from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.kernels import Isa, Map, Stage
 from bam_plugin.packed.parameters import Weights
@@ -67,6 +68,19 @@ def write_program(program: Program, image: np.ndarray, path: Path) -> None:
 @pytest.mark.parametrize(("channels", "colours"), [(5, 3), (16, 1), (48, 1), (48, 3), (70, 3)])
 def test_arm_equals_the_reference(driver, tmp_path, isa, channels, colours):
     compare(driver, tmp_path, isa, small_model(channels=channels, blocks=1, in_channels=colours))
+
+
+@pytest.mark.parametrize("isa", [NEON, PORTABLE], ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    ("channels", "kernel", "alphabet"), [(512, 3, "-1,+1"), (33, 5, "0,1"), (130, 1, "0,1"), (1, 7, "-1,+1")]
+)
+def test_arm_counts_as_the_reference(driver, tmp_path, isa, channels, kernel, alphabet):
+    """Patches, kernels too large for one, and running counts that must be emptied in between."""
+    builder, generator = GraphBuilder(num_in_ch=3), np.random.default_rng(channels)
+    value = float_layer(builder, generator, builder.input, "head", out=channels, kernel=1)
+    value = binary_layer(builder, generator, value, "conv", out=20, kernel=kernel, alphabet=alphabet)
+    graph = builder.finish(float_layer(builder, generator, value, "tail", out=3, kernel=1))
+    compare(driver, tmp_path, isa, PackedModel(graph=graph, tensors=builder.tensors))
 
 
 @pytest.mark.parametrize("isa", [NEON, PORTABLE], ids=lambda isa: isa.name)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from packed_models import random_filters, random_floats, small_model
 from torch import nn
 
-from bam_plugin.packed import Engine, EngineError, blas, reference
+from bam_plugin.packed import Engine, EngineError, blas, engine, reference
 from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
 
 
@@ -191,6 +191,16 @@ def test_engine_numpy_equals_reference_and_knows_its_input():
         Engine(model, isa="mmx")
     with pytest.raises(EngineError, match="threads"):
         Engine(model, threads=0)
+
+
+def test_missing_kernels_are_told_once(monkeypatch, caplog):
+    monkeypatch.delenv("BAM_ISA", raising=False)
+    monkeypatch.setattr("bam_plugin.packed.kernels.compiled_isas", dict)
+    engine._warn_of_no_kernels.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert Engine(small_model()).isa == "numpy"
+        assert Engine(small_model()).isa == "numpy"
+    assert len(caplog.records) == 1 and "without its compiled kernels" in caplog.text
 
 
 def test_isa_follows_the_environment(monkeypatch):

@@ -83,7 +83,7 @@ def test_precisions_are_added_and_used(places, capsys):
     assert f"int8 (costs SetA {offers['int8'].cost['SetA']:+.3f} dB, SetB" in shown
 
 
-def test_one_precision_another_file_and_again(places):
+def test_one_precision_another_file_and_again(places, capsys):
     file, other = places / "tiny_x4.bam.safetensors", places / "other_x4.bam.safetensors"
     content = file.read_bytes()
     assert quantize(places, "--dry-run") == 0
@@ -95,6 +95,33 @@ def test_one_precision_another_file_and_again(places):
     first = other.read_bytes()
     assert quantize(places, file=other.name) == 0
     assert other.read_bytes() == first  # equal input, equal bytes
+    third = places / "third_x4.bam.safetensors"
+    assert quantize(places, "-o", str(third), file=other.name) == 0
+    assert third.read_bytes() == first
+    assert quantize(places, "-o", str(file)) == 2 and file.read_bytes() == content
+    assert "exists" in capsys.readouterr().err
+    assert quantize(places, "-o", str(file), "--force") == 0 and file.read_bytes() == first
+
+
+def test_networks_of_the_package_stay_as_they_are(places, capsys):
+    arguments = [
+        "quantize",
+        "bsrn_light_x4",
+        "--calibrate",
+        str(places / "photos"),
+        "--benchmarks",
+        str(places / "SetA"),
+    ]
+    assert main(arguments) == 2
+    assert "comes with the package" in capsys.readouterr().err
+    assert main([*arguments[:1], "nothing_x4", *arguments[2:]]) == 2
+    assert "UnknownModelError" in capsys.readouterr().err
+
+
+def test_pictures_too_small_are_named(places, capsys):
+    cv2.imwrite(str(places / "SetB/tiny.png"), np.zeros((3, 3, 3), np.uint8))
+    assert quantize(places) == 2
+    assert "tiny.png is too small" in capsys.readouterr().err
 
 
 def test_what_costs_too_much_is_refused_with_its_figures(places, capsys):

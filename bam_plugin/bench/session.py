@@ -90,7 +90,10 @@ def _prepare(session: Session, rival: Rival, job: Any, parts: Sequence[str]) -> 
     """The calls of one rival, each compared with the engine."""
     calls: dict[Runner, Callable[[], object]] = {}
     for part in rival.parts:
-        if part not in parts or part not in job.segments:
+        if part not in parts:
+            continue
+        if part not in job.segments:
+            session.skip(f"{rival.name}, {part}: the network has no {part} of its own")
             continue
         _log.info("%s, %s, %d threads: building", rival.name, part, job.threads)
         try:

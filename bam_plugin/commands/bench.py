@@ -24,6 +24,8 @@ from bam_plugin.packed.engine import available_isas
 from bam_plugin.packed.format import read_packed
 from bam_plugin.packed.zoo import find_model
 
+MAX_SIDE = 16384  # pixels
+
 
 class BenchError(BamError):
     """The arguments of `bam bench` cannot be served."""
@@ -54,8 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise BenchError(f"--size takes WIDTHxHEIGHT such as 320x180, found {text!r}")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= MAX_SIDE for part in parts):
+        raise BenchError(f"--size takes WIDTHxHEIGHT such as 320x180, up to {MAX_SIDE} each, found {text!r}")
     return int(parts[1]), int(parts[0])
 
 
@@ -73,6 +75,7 @@ def _command(args: argparse.Namespace) -> str:
     words += ["--rivals", *args.rivals] if args.rivals is not None else []
     words += ["--isa", *args.isa] if args.isa else []
     words += ["--cpu-time"] if args.cpu_time else []
+    words += ["--rival-memory"] if args.rival_memory else []
     return shlex.join(words)
 
 
@@ -111,8 +114,9 @@ def run(args: argparse.Namespace) -> int:
     path = find_model(args.file)
     model = read_packed(path)
     height, width = _size(args.size)
-    if args.rounds < 1 or min(args.threads) < 1:
-        raise BenchError("--rounds and --threads must be positive")
+    if args.rounds < 1 or not all(1 <= count <= kernels.MAX_THREADS for count in args.threads):
+        raise BenchError(f"--rounds must be positive, --threads from 1 to {kernels.MAX_THREADS}")
+    args.threads = list(dict.fromkeys(args.threads))
     rivals = choose(args.rivals)
     image = np.random.default_rng(0).random((height, width, model.num_in_ch), dtype=np.float32)
     isas = args.isa or [isa for isa in available_isas() if isa not in ("numpy", "portable", "reference")] or ["numpy"]

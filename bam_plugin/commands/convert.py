@@ -74,8 +74,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(facts, allow_nan=False)
+        facts = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), allow_nan=False))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
         raise ConvertError(f"--facts: {path} is not YAML of plain values ({error})") from None
     if not isinstance(facts, dict):
@@ -136,6 +135,24 @@ def _checkpoint(args: argparse.Namespace) -> Path:
     return given[0]
 
 
+def _check_places(args: argparse.Namespace, source: Path) -> None:
+    """No output may take the place of an input or of another output, nor, without --force, of any file."""
+    inputs = {"the checkpoint": source, "--options": args.options, "--facts": args.facts}
+    taken = {path.resolve(): what for what, path in inputs.items() if path is not None}
+    taken |= {path.resolve(): "--images" for path in args.images}
+    for what, path in {"--output": args.output, "--onnx": args.onnx, "--report": args.report}.items():
+        if path is None:
+            continue
+        other = taken.setdefault(path.resolve(), what)
+        if other != what:
+            raise ConvertError(f"{what} and {other} both name {path}; give each file a name of its own")
+        if path.is_dir():
+            raise ConvertError(f"{what} takes a file, {path} is a folder")
+        written = what == "--report" or not args.dry_run
+        if written and path.exists() and not args.force:
+            raise ConvertError(f"{path} exists; choose another name or give --force")
+
+
 def _agrees(what: str, comparison: Any, least: float) -> bool:
     """Print a comparison; say so when it found less agreement than `least`."""
     if comparison is None:
@@ -159,11 +176,9 @@ def _reach(model: PackedModel | MixedModel) -> str:
 def run(args: argparse.Namespace) -> int:
     """Convert. Returns 1, and writes no packed file, when a comparison finds more difference than allowed."""
     source = _checkpoint(args)
-    for path in (args.output, args.onnx):
-        if path is not None and path.exists() and not (args.force or args.dry_run):
-            raise ConvertError(f"{path} exists; choose another name or give --force")
-    if args.onnx is not None and args.onnx.resolve() == args.output.resolve():
-        raise ConvertError(f"--onnx and --output both name {args.output}; give each file a name of its own")
+    _check_places(args, source)
+    if not 0 <= args.min_agreement <= 1:
+        raise ConvertError(f"--min-agreement takes a share from 0 to 1, found {args.min_agreement}")
     from bam_plugin.packed import converter, onnx_export
     from bam_plugin.packed.verify import compare_pictures, default_images
 

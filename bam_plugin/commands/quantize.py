@@ -27,6 +27,7 @@ from bam_plugin.packed.format import PackedModel, read_packed, write_packed
 from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.precision import FIELD, INTEGERS, MAX_COST, Offer
 from bam_plugin.packed.upscaler import Upscaler
+from bam_plugin.packed.zoo import find_model
 
 MAX_IMAGES = 64  # for calibration: spread over the folder's files
 CALIBRATION_SIDE = 128  # pixels of the small pictures' middle that are used
@@ -55,13 +56,14 @@ class Benchmark:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("file", type=Path, help="packed file, to which the precisions are added")
+    add("file", help="packed file, to which the precisions are added")
     add(
         "--calibrate", type=Path, required=True, metavar="FOLDER", help="pictures to take the ranges from; no benchmark"
     )
     add("--benchmarks", type=Path, nargs="+", required=True, metavar="FOLDER", help="sets to measure the cost on")
     add("--precision", nargs="+", choices=list(INTEGERS), default=list(INTEGERS), help="default: all of them")
     add("-o", "--output", type=Path, help="write here and leave FILE as it is")
+    add("--force", action="store_true", help="replace an output file that exists")
     add("-j", "--threads", type=int, help="threads to use (default: all processors)")
     add("--dry-run", action="store_true", help="measure, but write nothing")
     add("--json", action="store_true", help="print JSON")
@@ -73,7 +75,12 @@ def run(args: argparse.Namespace) -> int:
     from bam_plugin.data.metrics import calculate_psnr_y
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    model = read_packed(args.file)
+    source = find_model(args.file)
+    if source != Path(args.file) and args.output is None and not args.dry_run:
+        raise CalibrationError(f"{args.file} comes with the package and stays as it is; give -o FILE")
+    model = read_packed(source)
+    if args.output is not None and args.output.exists() and not (args.force or args.dry_run):
+        raise CalibrationError(f"{args.output} exists; choose another name or give --force")
     _refuse_benchmarks(args.calibrate, args.benchmarks)
     paths = list_images(args.calibrate)
     paths = paths[:: -(-len(paths) // MAX_IMAGES)]
@@ -97,11 +104,11 @@ def run(args: argparse.Namespace) -> int:
     # An offer of another measurement goes, even where nothing takes its place.
     kept = {name: offer for name, offer in earlier.items() if name not in args.precision}  # type: ignore[union-attr]
     section = {**kept, **offers}
-    if section != earlier and not args.dry_run:
+    if (section != earlier or args.output is not None) and not args.dry_run:
         facts = {key: value for key, value in model.metadata.items() if key != FIELD}
         if section:
             facts[FIELD] = section
-        write_packed(replace(model, metadata=facts), args.output or args.file)
+        write_packed(replace(model, metadata=facts), args.output or source)
     _report(args, rows, before, list(largest))
     refused = [row for row in rows if not row["offered"]]
     if refused:
@@ -154,6 +161,8 @@ def _read_benchmark(folder: Path, scale: int) -> Benchmark:
     pairs = []
     for path in find_hr_images(folder).values():
         original = mod_crop(read_image(path, keep_grey=True), scale)
+        if 0 in original.shape:
+            raise CalibrationError(f"{path} is too small to be made {scale}x smaller")
         small = downscale(original, scale)
         pairs.append((np.ascontiguousarray(small[..., ::-1] if small.ndim == 3 else small), original))
     return Benchmark(folder.resolve().name, pairs)

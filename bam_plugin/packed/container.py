@@ -29,9 +29,14 @@ def compact(document: object) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+def _as_read(document: dict) -> dict:
+    """The document as a reader finds it: keys are text, tuples are lists."""
+    return json.loads(json.dumps(document, allow_nan=False))
+
+
 def digest(document: dict, tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over the compact JSON, then name, dtype, shape and bytes of each tensor in order of names."""
-    found = hashlib.sha256(compact(document).encode())
+    found = hashlib.sha256(compact(_as_read(document)).encode())
     for name in sorted(tensors):
         array = tensors[name]
         found.update(compact([name, _NAMES[array.dtype], list(array.shape)]).encode())
@@ -45,6 +50,7 @@ def _little_endian(array: np.ndarray) -> bytes:
 
 def pack_container(document: dict, tensors: Mapping[str, np.ndarray]) -> bytes:
     """The bytes of a packed file; its checksum is added to the document."""
+    document = _as_read(document)
     complete = {**document, "sha256": digest(document, tensors)}
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     # More than one metadata key would be written in random order by safetensors.

@@ -7,6 +7,8 @@ compiler; "reference" is the exact and slow truth. The environment variable BAM_
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -55,6 +57,8 @@ _KERNELS: Mapping[str, Mapping[str, Kernel]] = {
 }
 ISA_VARIABLE = "BAM_ISA"
 
+_log = logging.getLogger(__name__)
+
 
 def available_isas() -> list[str]:
     """Names that `Engine(isa=...)` accepts on this machine, fastest first."""
@@ -64,10 +68,22 @@ def available_isas() -> list[str]:
     return [*quick, "numpy", *(name for name in compiled if name == "portable"), "reference"]
 
 
+@functools.cache
+def _warn_of_no_kernels() -> None:
+    _log.warning(
+        "bam_plugin was installed without its compiled kernels, so NumPy does their work, many times slower; install a "
+        "C compiler and then bam_plugin again"
+    )
+
+
 def choose_isa(isa: str | None) -> str:
     """The instruction set to use: the argument, else the environment variable BAM_ISA, else the fastest."""
     available = available_isas()
-    wanted = isa or os.environ.get(ISA_VARIABLE) or available[0]
+    wanted = isa or os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        wanted = available[0]
+        if not kernels.compiled_isas():
+            _warn_of_no_kernels()
     if wanted not in available:
         raise EngineError(f"instruction set {wanted!r} is not available here; choose one of {available}")
     return wanted

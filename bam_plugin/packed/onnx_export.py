@@ -2,7 +2,9 @@
 
 Signs become the floats -1 and +1 (or 0 and 1), binary filters become float filters, so the model computes what the
 packed kernels count; only the rounding of float operations depends on the runtime. A threshold is one comparison
-x >= t and a choice, so Sign(0) = +1 holds exactly; zero padding is that of Conv. Height and width are free.
+x >= t and a choice, so Sign(0) = +1 holds exactly; zero padding is that of Conv. Dot products are rounded to integers,
+which they are: else optimizers fold the scales into the filters, and what must be 0 is 0 no more, so signs flip.
+Height and width are free.
 Writing needs the package onnx, running onnxruntime (extra `onnx`).
 """
 
@@ -53,8 +55,9 @@ def float_filters(node: Node, model: PackedModel) -> np.ndarray:
 class _Export:
     """Collects ONNX nodes and constants while it walks the packed graph."""
 
-    def __init__(self, *, onnx: Any, model: PackedModel):
+    def __init__(self, *, onnx: Any, model: PackedModel, whole_dots: bool):
         self.onnx = onnx
+        self.whole_dots = whole_dots
         self.model = model
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -88,6 +91,8 @@ class _Export:
         weight = self.constant(f"{node.name}.weight", float_filters(node, self.model))
         scale = self.per_channel(f"{node.name}.scale", self.model.tensors[node.tensors["scale"]])
         dot = self.add("Conv", [source, weight], f"{node.name}.dot", pads=[int(node.attrs["kernel"]) // 2] * 4)
+        if self.whole_dots:
+            dot = self.add("Round", [dot], f"{node.name}.whole")
         self.add("Mul", [dot, scale], node.name)
 
     def sign_map(self, node: Node, alphabet: str) -> str:
@@ -166,7 +171,7 @@ def export_onnx(model: PackedModel) -> bytes:
 
     Equal models give equal bytes. Raises MissingDependencyError without the package onnx.
     """
-    export = _Export(onnx=require("onnx"), model=model)
+    export = _Export(onnx=require("onnx"), model=model, whole_dots=True)
     export.add("Identity", [IMAGE], INPUT)
     export.walk(model.graph.nodes)
     export.add("Identity", [model.graph.output], RESULT)
@@ -181,8 +186,11 @@ def export_onnx(model: PackedModel) -> bytes:
 def export_segment(
     model: PackedModel, nodes: Sequence[Node], *, inputs: Sequence[str], outputs: Sequence[str]
 ) -> bytes:
-    """A part of a packed graph as an ONNX model whose inputs and outputs are called as the graph calls them."""
-    export = _Export(onnx=require("onnx"), model=model)
+    """A part of a packed graph as an ONNX model whose inputs and outputs are called as the graph calls them.
+
+    For the fastest run: optimizers may fold the scales into the filters.
+    """
+    export = _Export(onnx=require("onnx"), model=model, whole_dots=False)
     export.walk(nodes)
     made = export.finish([(name, name) for name in inputs], [(name, name) for name in outputs])
     return made.SerializeToString(deterministic=True)

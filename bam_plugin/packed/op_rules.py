@@ -88,6 +88,12 @@ class _Call:
                 f"tensor {name!r} ({role} of node {self.node.name!r}): expected {np.dtype(dtype)} of shape {wanted}, "
                 f"found {array.dtype} of shape {array.shape}"
             )
+        # A threshold may be infinite, for a sign that is always the same.
+        if dtype == np.float32 and role != "threshold" and not np.isfinite(array).all():
+            raise TensorShapeError(
+                f"tensor {name!r} ({role} of node {self.node.name!r}) has values that are not finite; its training has "
+                "failed or the file is forged"
+            )
         return array
 
     def finish(self) -> None:
