@@ -24,7 +24,7 @@ from bam_plugin.config import read_options
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import ConversionError
-from bam_plugin.packed.format import PackedModel, pack_model
+from bam_plugin.packed.format import PackedModel, pack_model, unpack_model
 from bam_plugin.packed.layer_report import LayerRow, mixed_rows
 from bam_plugin.packed.lowering import lower_network
 from bam_plugin.packed.mixed_engine import MixedEngine
@@ -161,15 +161,16 @@ def convert_network(
     metadata = dict(metadata or {})
     try:
         graph, tensors, rows = lower_network(network, num_in_ch=num_in_ch)
-        model = PackedModel(graph=graph, tensors=tensors, metadata=metadata)
+        data = pack_model(PackedModel(graph=graph, tensors=tensors, metadata=metadata))
+        model = unpack_model(data)  # what is compared is what readers will get
         engine = Engine(model)
     except ConversionError as error:
         if require_graph or "network_g" not in metadata or not binary_layers(network):
             raise
         model, packed = _convert_mixed(network, num_in_ch, metadata, error)
         rows = mixed_rows(network, model)
+        data = pack_model(model)
         engine = MixedEngine(model, network=packed)
-    data = pack_model(model)
     comparison = None
     if verify:
         pictures = default_images(num_in_ch) if images is None else images
