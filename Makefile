@@ -22,7 +22,7 @@ $(INSTALLED): setup.py pyproject.toml requirements.txt $(wildcard bam_plugin/pac
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel cython
 	$(BIN)/python -m pip install -q $(PINS) torch torchvision numpy
-	$(BIN)/python -m pip install -q $(PINS) --no-build-isolation -e '.[train,demo,dev]'
+	$(BIN)/python -m pip install -q $(PINS) --no-build-isolation -e '.[train,demo,dev,onnx]'
 	touch $@
 
 demo: $(INSTALLED)
