@@ -143,6 +143,17 @@ def test_precision_of_float_and_binary_parts(tiny_pairs, precision, head, binary
     assert model.output.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("precision", "supported", "warned"), [("bf16", False, True), ("bf16", True, False), ("float32", False, False)]
+)
+def test_emulated_bfloat16_is_told(tiny_pairs, caplog, monkeypatch, precision, supported, warned):
+    monkeypatch.setattr(fused, "cpu_multiplies_bfloat16", lambda: supported)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
+    make_model(tiny_pairs, precision=precision)
+    assert ("set train.precision to float32" in caplog.text) == warned
+
+
 def spoil_body_end(model, batch):
     model.net_g.body_end.bias.data[1] = float("inf")
 

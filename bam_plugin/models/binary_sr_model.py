@@ -92,6 +92,8 @@ class BinarySRModel(SRModel):
             )
         net = self.get_bare_model(self.net_g)
         self.precision = train_opt.get("precision", "float32")
+        if (warning := precision.why_slow(self.device, self.precision)) is not None:
+            get_root_logger().warning(warning)
         self.channels_last = train_opt.get("channels_last", False)
         self.accumulate = train_opt.get("accumulate", 1)
         self.grad_clip = train_opt.get("grad_clip")

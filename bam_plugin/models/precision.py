@@ -9,6 +9,7 @@ unless it takes the fast path (bam_plugin.nn.fused), where under autocast gradie
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from bam_plugin.errors import BamError
-from bam_plugin.nn import BinaryConv2d
+from bam_plugin.nn import BinaryConv2d, fused
 
 PRECISIONS = ("float32", "bf16", "bf16_all")
 
@@ -37,6 +38,19 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def why_slow(device: torch.device, precision: str) -> str | None:
+    """What to tell of a precision that costs time here instead of saving it: bfloat16 that the CPU must emulate."""
+    # Of other processors than x86 nothing is known here.
+    if precision == "float32" or device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    if fused.cpu_multiplies_bfloat16():
+        return None
+    return (
+        f"train.precision is {precision}, but this CPU has no instructions for bfloat16 and emulates it, which makes "
+        "the training several times slower: set train.precision to float32."
+    )
 
 
 def _in_float32(conv: BinaryConv2d) -> Callable[..., torch.Tensor]:

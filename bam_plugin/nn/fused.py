@@ -329,12 +329,13 @@ def _fast_dtype(device_type: str) -> torch.dtype | None:
     """A 16-bit dtype that the device multiplies faster than float32, with float32 sums; None without one."""
     if device_type == "cuda":
         return torch.float16
-    if device_type == "cpu" and _cpu_multiplies_bfloat16():
+    if device_type == "cpu" and cpu_multiplies_bfloat16():
         return torch.bfloat16
     return None
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16 (x86 only is asked)."""
     # torch has no public question for this; without the answer float32 is right, only slower.
     probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return any(probe() for probe in probes if probe is not None)
