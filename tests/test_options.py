@@ -204,7 +204,8 @@ def test_copies_work_alone_and_are_not_overwritten(tmp_path: Path, capsys: pytes
     assert copy.read_text().endswith("# mine\n")
 
 
-def test_expand_and_check(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_expand_and_check(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # no datasets/ there
     path = str(options_folder() / "test/SRResNet/test_SRResNet_x3.yml")
     assert cli.main(["options", "--expand", path, "--method", "abc", "--force_yml", "num_gpu=0"]) == 0
     expanded = tmp_path / "expanded.yml"
