@@ -15,6 +15,8 @@ import csv
 import re
 from pathlib import Path
 
+from bam_plugin._files import atomic_path
+
 _ITERATION = re.compile(r"iter: *([\d,]+),")
 _RESUME = re.compile(r"Resuming training from epoch: \d+, iter: (\d+)")
 _METRIC = re.compile(r"# (\w+): ([\d.]+)")
@@ -63,7 +65,7 @@ def read_record(record: Path) -> dict[str, Curve]:
 
 def write_record(record: Path, curves: dict[str, Curve]) -> None:
     """Write all curves, one row for a validation."""
-    with record.open("w", encoding="utf-8", newline="") as file:
+    with atomic_path(record) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for name, curve in curves.items():
@@ -110,8 +112,10 @@ def main() -> None:
     curves = read_record(args.record)
     for entry in args.trainings:
         name, _, place = entry.rpartition("=")
-        folder, _, offset = place.partition("+")
-        curves.setdefault(name or Path(folder).name, {}).update(read_logs(Path(folder), int(offset or 0)))
+        folder, _, offset = place.rpartition("+")
+        if not folder or not offset.isdigit():
+            folder, offset = place, "0"
+        curves.setdefault(name or Path(folder).name, {}).update(read_logs(Path(folder), int(offset)))
     write_record(args.record, curves)
     draw(curves, args.png)
     print(table(curves))

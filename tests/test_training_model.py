@@ -149,8 +149,12 @@ def test_precision_of_float_and_binary_parts(tiny_pairs, precision, head, binary
 def test_emulated_bfloat16_is_told(tiny_pairs, caplog, monkeypatch, precision, supported, warned):
     monkeypatch.setattr(fused, "cpu_multiplies_bfloat16", lambda: supported)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(logging.getLogger("basicsr"), "propagate", True)
-    make_model(tiny_pairs, precision=precision)
+    logger = logging.getLogger("basicsr")  # hands nothing on to caplog's own root
+    logger.addHandler(caplog.handler)
+    try:
+        make_model(tiny_pairs, precision=precision)
+    finally:
+        logger.removeHandler(caplog.handler)
     assert ("set train.precision to float32" in caplog.text) == warned
 
 

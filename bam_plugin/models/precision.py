@@ -49,7 +49,7 @@ def why_slow(device: torch.device, precision: str) -> str | None:
         return None
     return (
         f"train.precision is {precision}, but this CPU has no instructions for bfloat16 and emulates it, which makes "
-        "the training several times slower: set train.precision to float32."
+        "the training about ten times slower: set train.precision to float32."
     )
 
 
