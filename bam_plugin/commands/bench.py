@@ -44,7 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--rivals",
         nargs="*",
         metavar="NAME",
-        help="names of rivals or their beginnings, such as PyTorch 'OpenVINO binary' (default: all; none: the engine)",
+        help="names of rivals or their beginnings, such as PyTorch 'OpenVINO binary' (default: all; "
+        "without a name: the engine alone)",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
     parser.add_argument(
