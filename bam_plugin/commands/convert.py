@@ -161,8 +161,9 @@ def _agrees(what: str, comparison: Any, least: float) -> bool:
     if comparison.within_one_share >= least:
         return True
     sys.stderr.write(
-        f"bam: {what} agrees with PyTorch in {comparison.within_one_share:.4%} of the values, less than "
-        f"--min-agreement {least:.4%}: nothing written\n"
+        f"bam: {what} agrees with PyTorch in a share of {comparison.within_one_share:.6f} of the values, less than "
+        f"--min-agreement {least:g}: nothing written. Rounding flips a sign near its threshold, and the more binary "
+        "layers, the more a flip spreads: where the flipped signs above are few, give a lower --min-agreement\n"
     )
     return False
 
