@@ -122,7 +122,8 @@ def test_disagreement_writes_nothing(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bam_plugin.packed.converter.lower_network", with_a_fault)
     assert main(arguments) == 1
     assert not output.exists()
-    assert "the packed network agrees with PyTorch in" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "the packed network agrees with PyTorch in" in message and "give a lower --min-agreement" in message
 
 
 @pytest.mark.parametrize(
