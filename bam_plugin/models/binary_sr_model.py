@@ -179,6 +179,12 @@ class BinarySRModel(SRModel):
             self._step(current_iter)
         else:
             self._skip_step(current_iter)
+        if (
+            self.stages is not None
+            and current_iter < self.opt["train"]["total_iter"]
+            and self.stages.leave(current_iter)
+        ):
+            get_root_logger().info(f"Iteration {current_iter}: the latents take their values for the accumulation.")
         self._schedule, self._completed = None, current_iter
         self.log_dict = self.reduce_loss_dict(losses)
         self.log_dict["grad_norm"] = float(norm)

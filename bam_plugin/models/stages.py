@@ -4,14 +4,16 @@
 
 In the stage `float` a binary convolution computes with its latent weights and with the function whose derivative its
 estimator is: hardtanh for `clip`, and so on. In `binary_activations` it computes with signs and latent weights.
-Parameters and normalizations are the same in all stages, so each stage goes on where the one before ended. A training
-of which `float` takes all iterations is that of the full-precision twin: its checkpoint can be the start of a binary
-training (`path.pretrain_network_g`). Only BinarySRModel in training knows stages: a checkpoint that is tested,
-converted or profiled is binary.
+Parameters and normalizations are the same in all stages, so each stage goes on where the one before ended. Neither of
+the two accumulates filters, so behind the last one the latents of an accumulation group take the values with which the
+accumulated sums have the signs that the filters had alone (`accumulated_latents`). A training of which the stages take
+all iterations ends without that: with `float` alone it is that of the full-precision twin. Only BinarySRModel in
+training knows stages: a checkpoint that is tested, converted or profiled is binary.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ from bam_plugin.errors import BamError
 from bam_plugin.nn import BinaryConv2d
 from bam_plugin.nn.binarizers import ActivationBinarizer, BatchNormSign, PlainSign, RSign, XNORSign
 from bam_plugin.nn.sign import PROGRESSIVE, decay_shape
+from bam_plugin.nn.weights import BAMWeight, mean_magnitude
 
 STAGES = ("float", "binary_activations")
 
@@ -70,6 +73,34 @@ def relaxed_activation(binarizer: ActivationBinarizer, x: Tensor) -> Tensor:
     return RELAXATIONS[binarizer.estimator](value)
 
 
+@torch.no_grad()
+def accumulated_latents(filters: Sequence[Tensor]) -> list[Tensor]:
+    """Latents V_1 .. V_n of an accumulation group with V_1 + ... + V_i = W_i - E(W_i) for each of the `filters` W_i.
+
+    All are (O, I, kh, kw), E is the mean per output filter. So eq. 3 with factors of 1 gives Sign(W_i - E(W_i)), the
+    binary weight that the filter has without accumulation.
+    """
+    centred = [weight - weight.mean(dim=(1, 2, 3), keepdim=True) for weight in filters]
+    return [centred[0], *(weight - before for before, weight in itertools.pairwise(centred))]
+
+
+@torch.no_grad()
+def hand_over(group: Sequence[BinaryConv2d]) -> None:
+    """Give the convolutions of an accumulation group, in its order, their accumulated_latents.
+
+    Where there is an output scale it makes up for what that changes in E|W|. Learned factors of the accumulation take
+    no part in the stages and count as 1.
+    """
+    filters = [conv.weight - conv.weight.mean(dim=(1, 2, 3), keepdim=True) for conv in group]
+    for conv, own, latent in zip(group, filters, accumulated_latents(filters), strict=True):
+        wanted, found = mean_magnitude(own), mean_magnitude(latent)
+        conv.weight.copy_(latent)
+        scale = conv.output_scale
+        if scale is not None:
+            ratio = wanted / found if scale.numel() > 1 else wanted.mean() / found.mean()
+            scale.copy_(torch.where(ratio.isfinite(), scale * ratio, scale))
+
+
 class StagedTraining:
     """Switches the binary convolutions of `networks` to what the stage of an iteration computes.
 
@@ -92,6 +123,9 @@ class StagedTraining:
             for conv in self._convs:
                 relaxed_activation(conv.binarize_activation.eval(), conv.weight.new_zeros(1, conv.in_channels, 1, 1))
                 conv.binarize_activation.train(conv.training)
+        self._networks = len(networks)
+        # Convolution -> latents of the earlier ones of its accumulation group, as the trained network hands them over.
+        self._previous: dict[BinaryConv2d, tuple[Tensor, ...]] = {}
         # An instance's own forward (see precision.prepare) comes back at the end.
         self._own_forwards = [conv.__dict__.get("forward") for conv in self._convs]
         self.stage: str | None = None
@@ -111,7 +145,7 @@ class StagedTraining:
             return False
         for conv, own in zip(self._convs, self._own_forwards, strict=True):
             if stage != "binary":
-                conv.forward = _staged_forward(conv, stage)  # type: ignore[method-assign]
+                conv.forward = _staged_forward(conv, stage, self._previous)  # type: ignore[method-assign]
             elif own is not None:
                 conv.forward = own
             else:
@@ -119,9 +153,42 @@ class StagedTraining:
         self.stage = stage
         return True
 
+    def leave(self, iteration: int) -> bool:
+        """After the step of `iteration`: where it was the last one of the stages, hand over and go on in binary.
 
-def _staged_forward(conv: BinaryConv2d, stage: str) -> Callable[..., Tensor]:
+        So a checkpoint that is written after it holds what the binary training starts from. True where that was done.
+        """
+        if self.at(iteration) == "binary" or self.at(iteration + 1) != "binary":
+            return False
+        for group in self._groups():
+            hand_over(group)
+        return self.enter(iteration + 1)
+
+    def _groups(self) -> list[list[BinaryConv2d]]:
+        """The accumulation groups of more than one convolution, of all networks; the trained one has shown them."""
+        size = len(self._convs) // self._networks
+        places = {id(conv.weight): place for place, conv in enumerate(self._convs[:size])}
+        groups: dict[int, list[int]] = {}  # by the place of the first one
+        for place, conv in enumerate(self._convs[:size]):
+            if previous := self._previous.get(conv):
+                earlier = [places[id(weight)] for weight in previous]
+                groups[earlier[0]] = [*earlier, place]  # the last one of a group knows it all
+        return [
+            [self._convs[offset + place] for place in group]
+            for group in groups.values()
+            for offset in range(0, len(self._convs), size)
+        ]
+
+
+def _staged_forward(
+    conv: BinaryConv2d, stage: str, groups: dict[BinaryConv2d, tuple[Tensor, ...]]
+) -> Callable[..., Tensor]:
+    """What `conv` computes in `stage`; it notes in `groups` which latents it would accumulate, if it does."""
+    accumulates = isinstance(conv.binarize_weight, BAMWeight) and not conv.binarize_weight.solved
+
     def forward(x: Tensor, previous: Sequence[Tensor] = ()) -> Tensor:
+        if accumulates and previous:
+            groups[conv] = tuple(previous)
         if stage == "float":
             activation, magnitude = relaxed_activation(conv.binarize_activation, x), None
         else:
