@@ -25,14 +25,15 @@ from bam_plugin.packed.converter import build_network, load_weights, read_checkp
 
 def change_without(network: BSRN, convs: Sequence[BinaryConv2d], pairs: Pairs, whole: float) -> float:
     """PSNR in dB with the results of `convs` left out, less `whole`."""
-    kept = [conv.output_scale.detach().clone() for conv in convs if conv.output_scale is not None]
+    factors = [conv.output_scale for conv in convs if conv.output_scale is not None]
+    assert len(factors) == len(convs)
+    kept = [factor.detach().clone() for factor in factors]
     with torch.no_grad():
-        for conv in convs:
-            assert conv.output_scale is not None
-            conv.output_scale.zero_()
+        for factor in factors:
+            factor.zero_()
         change = measure(network, pairs) - whole
-        for conv, scale in zip(convs, kept, strict=True):
-            conv.output_scale.copy_(scale)
+        for factor, value in zip(factors, kept, strict=True):
+            factor.copy_(value)
     return change
 
 
