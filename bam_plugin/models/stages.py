@@ -6,14 +6,13 @@ In the stage `float` a binary convolution computes with its latent weights and w
 estimator is: hardtanh for `clip`, and so on. In `binary_activations` it computes with signs and latent weights.
 Parameters and normalizations are the same in all stages, so each stage goes on where the one before ended. Neither of
 the two accumulates filters, so behind the last one the latents of an accumulation group take the values with which the
-accumulated sums have the signs that the filters had alone (`accumulated_latents`). A training of which the stages take
+accumulated sums have the signs that the filters had alone (`hand_over`). A training of which the stages take
 all iterations ends without that: with `float` alone it is that of the full-precision twin. Only BinarySRModel in
 training knows stages: a checkpoint that is tested, converted or profiled is binary.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,31 +73,24 @@ def relaxed_activation(binarizer: ActivationBinarizer, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def accumulated_latents(filters: Sequence[Tensor]) -> list[Tensor]:
-    """Latents V_1 .. V_n of an accumulation group with V_1 + ... + V_i = W_i - E(W_i) for each of the `filters` W_i.
-
-    All are (O, I, kh, kw), E is the mean per output filter. So eq. 3 with factors of 1 gives Sign(W_i - E(W_i)), the
-    binary weight that the filter has without accumulation.
-    """
-    centred = [weight - weight.mean(dim=(1, 2, 3), keepdim=True) for weight in filters]
-    return [centred[0], *(weight - before for before, weight in itertools.pairwise(centred))]
-
-
-@torch.no_grad()
 def hand_over(group: Sequence[BinaryConv2d]) -> None:
-    """Give the convolutions of an accumulation group, in its order, their accumulated_latents.
+    """Turn the filters W_1 .. W_n of an accumulation group, in its order, into latents whose sums have their signs.
 
-    Where there is an output scale it makes up for what that changes in E|W|. Learned factors of the accumulation take
-    no part in the stages and count as 1.
+    V_1 = W_1 - E(W_1) and V_i = (W_i - E(W_i)) - (W_(i-1) - E(W_(i-1))), E being the mean per output filter, so that eq.
+    3 with factors of 1 gives Sign(W_i - E(W_i)), the binary weight that a filter has without accumulation. Where there
+    is an output scale it makes up for what that changes in E|W|. Learned factors of the accumulation take no part in
+    the stages and count as 1.
     """
     filters = [conv.weight - conv.weight.mean(dim=(1, 2, 3), keepdim=True) for conv in group]
-    for conv, own, latent in zip(group, filters, accumulated_latents(filters), strict=True):
-        wanted, found = mean_magnitude(own), mean_magnitude(latent)
+    before = torch.zeros_like(filters[0])
+    for conv, own in zip(group, filters, strict=True):
+        latent = own - before
         conv.weight.copy_(latent)
-        scale = conv.output_scale
-        if scale is not None:
+        if (scale := conv.output_scale) is not None:
+            wanted, found = mean_magnitude(own), mean_magnitude(latent)
             ratio = wanted / found if scale.numel() > 1 else wanted.mean() / found.mean()
             scale.copy_(torch.where(ratio.isfinite(), scale * ratio, scale))
+        before = own
 
 
 class StagedTraining:
