@@ -76,8 +76,8 @@ def relaxed_activation(binarizer: ActivationBinarizer, x: Tensor) -> Tensor:
 def hand_over(group: Sequence[BinaryConv2d]) -> None:
     """Turn the filters W_1 .. W_n of an accumulation group, in its order, into latents whose sums have their signs.
 
-    V_1 = W_1 - E(W_1) and V_i = (W_i - E(W_i)) - (W_(i-1) - E(W_(i-1))), E being the mean per output filter, so that eq.
-    3 with factors of 1 gives Sign(W_i - E(W_i)), the binary weight that a filter has without accumulation. Where there
+    V_1 = W_1 - E(W_1) and V_i = (W_i - E(W_i)) - (W_(i-1) - E(W_(i-1))), E being the mean per output filter, so that
+    eq. 3 with factors of 1 gives Sign(W_i - E(W_i)), the binary weight that a filter has without accumulation. Where there
     is an output scale it makes up for what that changes in E|W|. Learned factors of the accumulation take no part in
     the stages and count as 1.
     """
