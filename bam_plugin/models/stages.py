@@ -76,10 +76,10 @@ def relaxed_activation(binarizer: ActivationBinarizer, x: Tensor) -> Tensor:
 def hand_over(group: Sequence[BinaryConv2d]) -> None:
     """Turn the filters W_1 .. W_n of an accumulation group, in its order, into latents whose sums have their signs.
 
-    V_1 = W_1 - E(W_1) and V_i = (W_i - E(W_i)) - (W_(i-1) - E(W_(i-1))), E being the mean per output filter, so that
-    eq. 3 with factors of 1 gives Sign(W_i - E(W_i)), the binary weight that a filter has without accumulation. Where there
-    is an output scale it makes up for what that changes in E|W|. Learned factors of the accumulation take no part in
-    the stages and count as 1.
+    V_1 = W_1 - E(W_1) and V_i = (W_i - E(W_i)) - (W_(i-1) - E(W_(i-1))), E being the mean per output filter. So eq. 3
+    with factors of 1 gives Sign(W_i - E(W_i)), the binary weight that a filter has without accumulation. Where there is
+    an output scale it makes up for what that changes in E|W|. Learned factors of the accumulation take no part in the
+    stages and count as 1.
     """
     filters = [conv.weight - conv.weight.mean(dim=(1, 2, 3), keepdim=True) for conv in group]
     before = torch.zeros_like(filters[0])
