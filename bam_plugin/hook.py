@@ -88,7 +88,8 @@ def extend_parser(module: types.ModuleType) -> None:
         if ours and is_train:
             from bam_plugin.optim import resolve_epochs
 
-            resolve_epochs(opt["train"])
+            for note in resolve_epochs(opt["train"]):
+                sys.stderr.write(f"bam_plugin: {note}\n")
         return opt, args
 
     module.parse_options = parse_options  # type: ignore[attr-defined]

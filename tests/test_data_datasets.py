@@ -110,6 +110,19 @@ def test_workers_change_nothing_and_hear_of_the_epoch(pairs: PreparedSet, cache:
     assert len(torch.unique(patches, dim=0)) == len(patches), "every sample of an enlarged epoch has its own crop"
 
 
+def test_the_order_depends_on_seed_and_epoch() -> None:
+    from bam_plugin.data.sampler import ResumableSampler
+
+    def order(seed: int, epoch: int) -> tuple[int, ...]:
+        sampler = ResumableSampler(dataset=range(50), batch_size=1, seed=seed)
+        sampler.set_epoch(epoch)
+        return tuple(sampler)
+
+    orders = {order(seed, epoch) for seed in (0, 1, 17, 1 << 40) for epoch in (0, 1)}
+    assert len(orders) == 8 and all(sorted(each) == list(range(50)) for each in orders)
+    assert order(17, 1) == order(17, 1)
+
+
 def test_whole_images_equal_those_of_basicsr(pairs: PreparedSet) -> None:
     from basicsr.data.paired_image_dataset import PairedImageDataset
 

@@ -19,6 +19,7 @@ from bam_plugin.optim import (
     assign,
     build_optimizers,
     parameter_kinds,
+    resume_optimizer,
 )
 from bam_plugin.optim.build import depends_on_magnitude
 from bam_plugin.optim.errors import OptimizerError
@@ -108,6 +109,19 @@ def test_own_rules_come_before_the_kinds():
     assert [len(groups[name]["params"]) for name in ("re:^head", "alpha, beta", "rest")] == [4, 5, 12]
 
 
+def test_own_rules_change_what_they_say_and_leave_the_defaults_of_the_kinds():
+    rules = [{"match": "re:conv3.weight", "lr_mult": 2}, {"match": "re:^head", "weight_decay": 0.2}]
+    options = {"type": "BinaryAdam", "lr": 1.0, "weight_decay": 0.1, "lr_mult": {"latent": 0.5, "norm": 3}}
+    (optimizer,) = build_optimizers(Net(), {**options, "rules": rules})
+    groups = by_group(optimizer)
+    found = {name: (group["lr"], group["weight_decay"], group["clip"]) for name, group in groups.items()}
+    assert found == {
+        "re:conv3.weight": (2.0, 0.0, 1.0),
+        "re:^head (norm)": (3.0, 0.2, None), "re:^head (float)": (1.0, 0.2, None),
+        "latent": (0.5, 0.0, 1.0), **dict.fromkeys(("alpha", "beta", "scale", "threshold"), (1.0, 0.0, None)),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -121,6 +135,8 @@ def test_own_rules_come_before_the_kinds():
         ({"type": "Adam", "rules": [{"match": "re:("}]}, "regular expression"),
         ({"type": "Adam", "rules": [{"match": "latent", "momentun": 1}]}, "momentun"),
         ({"type": "Adam", "lr_mult": {"latents": 1}}, "latents"),
+        ({"type": "BinaryAdam", "rules": [{"match": "latent"}, {"match": "re:conv3"}]}, "claimed by the rules"),
+        ({"type": "BinaryAdam", "rules": [{"match": "re:body"}]}, "claims no parameter"),
         ({"type": "Adam", "others": {"type": "SGD"}}, "belongs to Bop"),
         ({"type": "Bop"}, "block.conv3.*BAMWeight"),
     ],
@@ -128,6 +144,40 @@ def test_own_rules_come_before_the_kinds():
 def test_wrong_options_are_explained(options, message):
     with pytest.raises(OptimizerError, match=message):
         build_optimizers(Net(), options)
+
+
+def test_factors_on_the_rate_that_claim_nothing_are_refused():
+    with pytest.raises(OptimizerError, match=r"lr_mult.beta claims no parameter.*latent"):
+        build_optimizers(SignNet(), {"type": "BinaryAdam", "lr_mult": {"latent": 0.5, "beta": 2}})
+
+
+def test_resumed_optimizer_has_moments_and_rates_of_the_state_and_settings_of_the_options(caplog):
+    def make(**options):
+        torch.manual_seed(3)
+        return build_optimizers(Net(), {"type": "BinaryAdam", "lr": 0.01, **options})[0]
+
+    first = make(weight_decay=0.1)
+    for group in first.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    first.step()
+    first.param_groups[0]["lr"] = 0.007
+    saved = first.state_dict()
+    second = make(weight_decay=0.2, latent_clip=0.5, betas=[0.5, 0.9])
+    resume_optimizer(second, saved)
+    groups = by_group(second)
+    assert groups["latent"]["lr"] == 0.007 and groups["latent"]["clip"] == 0.5
+    assert groups["float"]["weight_decay"] == 0.2 and groups["float"]["betas"] == (0.5, 0.9)
+    assert "weight_decay was 0.1 in the training state and is 0.2 now" in caplog.text
+    moments = [second.state[parameter]["exp_avg"] for group in second.param_groups for parameter in group["params"]]
+    assert len(moments) == sum(len(group["params"]) for group in saved["param_groups"])
+    assert all(bool((each != 0).all()) for each in moments)
+    before = second.state_dict()
+    others = make(rules=[{"match": "re:head"}]).state_dict()
+    for wrong in (others, torch.optim.SGD(Net().parameters(), lr=1.0).state_dict()):
+        with pytest.raises(OptimizerError, match="start anew"):
+            resume_optimizer(second, wrong)
+    assert str(second.state_dict()) == str(before)
 
 
 def test_assign_refuses_unclaimed_parameters():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bam_plugin.optim.errors import OptimizerError
+from bam_plugin.optim.resume import resumed_states
 from bam_plugin.optim.schedules import (
     check_restart_schedule,
     cooldown,
@@ -14,7 +15,6 @@ from bam_plugin.optim.schedules import (
     halving,
     make_scheduler,
     resolve_epochs,
-    resumed_states,
 )
 
 
@@ -96,7 +96,7 @@ def test_unknown_schedule_options_are_named():
 
 def test_epochs_become_iterations():
     train = {"total_epochs": 600, "warmup_epochs": 0.5, "scheduler": {"type": "HalvingLR", "every_epochs": 200}}
-    resolve_epochs(train)
+    assert resolve_epochs(train)[0] == "total_epochs 600 = total_iter 600000 (1000 iterations per epoch)."
     assert train == {
         "total_iter": 600_000, "warmup_iter": 500, "scheduler": {"type": "HalvingLR", "every_iter": 200_000},
     }  # fmt: skip

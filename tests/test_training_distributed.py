@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
 import torch
 import torch.multiprocessing as multiprocessing
 import training_options
+from test_training_resume import assert_same_checkpoint
 from torch import nn
 
 from bam_plugin.models.sync_batchnorm import SyncedBatchNorm2d, synchronize_batch_norms
@@ -98,7 +100,8 @@ def training_worker(rank: int, port: int, file: str, folder: str) -> None:
     from bam_plugin.models.session import TrainingSession
     from bam_plugin.train import pipeline_process
 
-    with pipeline_process("bam_plugin.train", ["-opt", file, "--launcher", "pytorch"], is_train=True):
+    arguments = ["-opt", file, "--launcher", "pytorch", "--auto_resume"]
+    with pipeline_process("bam_plugin.train", arguments, is_train=True):
         from basicsr.train import train_pipeline
 
         session = TrainingSession()
@@ -110,11 +113,11 @@ def training_worker(rank: int, port: int, file: str, folder: str) -> None:
 
 
 def samples_of(session, epoch: int) -> list[int]:
-    session.sampler.set_epoch(epoch)
-    return list(session.sampler)
+    session.data.sampler.set_epoch(epoch)
+    return list(session.data.sampler)
 
 
-def test_two_processes_train_one_network(tiny_pairs, tmp_path):
+def test_two_processes_train_one_network_and_resume_exactly(tiny_pairs, tmp_path):
     options = training_options.tiny_options(
         tiny_pairs,
         sync_bn=True,
@@ -129,13 +132,25 @@ def test_two_processes_train_one_network(tiny_pairs, tmp_path):
     options["num_gpu"] = "auto" if not torch.cuda.is_available() else 0
     options["val"]["val_freq"] = 3
     options["logger"]["save_checkpoint_freq"] = 3
+    # Each process draws its crops from a random state of its own; the order comes from a seed that they have to share.
+    options["datasets"]["train"]["type"] = "PairedImageDataset"
+    del options["manual_seed"]
     file = training_options.write_options(options, tmp_path / "tiny.yml")
     multiprocessing.spawn(training_worker, (free_port(), file, str(tmp_path)), nprocs=PROCESSES)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
     # Running statistics included: they are those of the joined batches.
     assert all(torch.equal(value, results[1]["net"][name]) for name, value in results[0]["net"].items())
-    # Together the processes see each sample of a pass once.
+    # Together the processes see each of the 8 images three times in a pass.
     seen = [result["seen"] for result in results]
-    assert sorted(seen[0][:12] + seen[1][:12]) == list(range(24))
+    assert sorted(seen[0][:12] + seen[1][:12]) == sorted(3 * list(range(8)))
     saved = torch.load(Path(tmp_path) / "experiments/tiny/models/net_g_6.pth", weights_only=True)["params"]
     assert all(torch.equal(value, results[0]["net"][name]) for name, value in saved.items())
+    parts = tmp_path / "parts"
+    for name in ("models/net_g_3.pth", "training_states/3.state"):
+        target = parts / "experiments/tiny" / name
+        target.parent.mkdir(parents=True)
+        shutil.copy(tmp_path / "experiments/tiny" / name, target)
+    multiprocessing.spawn(training_worker, (free_port(), file, str(parts)), nprocs=PROCESSES)
+    assert_same_checkpoint(tmp_path, parts, 6)
+    state = torch.load(parts / "experiments/tiny/training_states/6.state", weights_only=True)
+    assert state["random"][0]["python"] != state["random"][1]["python"]

@@ -17,6 +17,7 @@ from bam_plugin import test as testing
 from bam_plugin.data.metrics import calculate_psnr_y
 from bam_plugin.errors import BamError
 from bam_plugin.models.binary_sr_model import BinarySRModel
+from bam_plugin.models.devices import check_devices
 from bam_plugin.models.watch import PlateauWatch, TrainingDivergedError, TrainingPlateauError
 from bam_plugin.nn import BinaryConv2d, fused
 from bam_plugin.train import train
@@ -178,9 +179,9 @@ def spoil_gradient(model, batch):
         (spoil_gradient, "the gradient of body_end.weight"),
     ],
 )
-@pytest.mark.parametrize("action", ["stop", "skip"])
-def test_non_finite_iterations_leave_no_trace_and_name_the_layer(tiny_pairs, caplog, spoil, where, action):
-    model = make_model(tiny_pairs, watch={"nonfinite": action, "max_skipped": 1})
+@pytest.mark.parametrize(("action", "clip"), [("stop", None), ("skip", 0.1)])
+def test_non_finite_iterations_leave_no_trace_and_name_the_layer(tiny_pairs, caplog, spoil, where, action, clip):
+    model = make_model(tiny_pairs, watch={"nonfinite": action, "max_skipped": 1}, grad_clip=clip)
     logging.getLogger("basicsr").propagate = True
     batch = make_batch()
     iterate(model, 1, batch)
@@ -283,6 +284,16 @@ def test_wrong_options_are_explained(tiny_pairs):
     if not torch.cuda.is_available():
         with pytest.raises(BamError, match="num_gpu"):
             BinarySRModel(opt)
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"stages": {"float": 3}}])
+def test_several_gpus_in_one_process_are_refused_where_they_cannot_work(monkeypatch, options):
+    opt = {"is_train": True, "dist": False, "num_gpu": 2, "train": options}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(BamError, match=r"nproc_per_node=2"):
+        check_devices(opt)
+    for works in ({"num_gpu": 1}, {"dist": True}, {"train": {"precision": "bf16_all"}}):
+        check_devices({**opt, **works})
 
 
 def literature_metrics() -> dict:

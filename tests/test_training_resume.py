@@ -15,6 +15,7 @@ from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import save_atomically
 from bam_plugin.models.session import TrainingInterruptedError
 from bam_plugin.models.watch import TrainingPlateauError
+from bam_plugin.optim.errors import OptimizerError
 from bam_plugin.train import main, train
 
 _compat.apply()
@@ -106,10 +107,24 @@ def _no_incident():
             {},
             id="global random state, statistics of the average",
         ),
+        pytest.param({}, {"stages": {"float": 4, "binary_activations": 8}}, {}, id="stages, handed over afterwards"),
+        pytest.param(
+            {},
+            {"distill": {"network": {"type": "BSRN", "num_feat": 8, "num_hpb": 1}, "path": "teacher.pth"}},
+            {},
+            id="a teacher",
+        ),
     ],
 )
 def test_resumed_training_equals_the_uninterrupted_one(tiny_pairs, tmp_path, dataset, train_changes, network):
     config = options(tiny_pairs, dataset=dataset, train=train_changes, network=network)
+    # The state of iteration 10 knows the best results of the validation that follows it.
+    config["val"]["val_freq"] = 5
+    if "distill" in config["train"]:
+        teacher = {"path": str(tmp_path / "teacher.pth")}
+        config["train"]["distill"] = {**config["train"]["distill"], **teacher}
+        network = ARCH_REGISTRY.get("BSRN")(num_feat=8, num_hpb=1)
+        torch.save({"params": network.state_dict()}, teacher["path"])
     roots = [tmp_path / "whole", tmp_path / "parts"]
     for root in roots:
         root.mkdir()
@@ -124,9 +139,18 @@ def test_resumed_training_equals_the_uninterrupted_one(tiny_pairs, tmp_path, dat
     assert_same_checkpoint(*roots, 20)
 
 
-@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "error"])
-def test_interrupted_training_goes_on_as_if_nothing_had_happened(tiny_pairs, tmp_path, kind):
-    config = options(tiny_pairs)
+@pytest.mark.parametrize(
+    ("kind", "dataset"),
+    [
+        ("SIGINT", {}),
+        ("SIGTERM", {}),
+        ("error", {}),
+        # Its crops are drawn from the global random state, before the iteration fails.
+        ("error", {"type": "PairedImageDataset"}),
+    ],
+)
+def test_interrupted_training_goes_on_as_if_nothing_had_happened(tiny_pairs, tmp_path, kind, dataset):
+    config = options(tiny_pairs, dataset=dataset)
     # Each iteration calls the network twice (micro-batches): something happens in the second call of iteration 7.
     completed = 6 if kind == "error" else 7
     roots = [tmp_path / "whole", tmp_path / "parts"]
@@ -161,6 +185,61 @@ def test_training_that_a_watch_stopped_after_a_step_resumes_exactly(tiny_pairs, 
     assert _compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "6.state"
     train(["-opt", files["warn"], "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
+
+
+def finished_training(pairs, folder, **changes) -> tuple[dict, Path]:
+    """The options and the experiment of a training of 4 iterations, 3 a pass."""
+    config = options(pairs, dataset={"dataset_enlarge_ratio": 0.75}, train={"total_iter": 4}, **changes)
+    config["logger"]["save_checkpoint_freq"] = 100
+    train(["-opt", training_options.write_options(config, folder / "first.yml")], folder)
+    return config, folder / "experiments/tiny"
+
+
+def resume(config, folder):
+    train(["-opt", training_options.write_options(config, folder / "second.yml"), "--auto_resume"], folder)
+    newest = max((folder / "experiments/tiny").glob("*.log"), key=lambda path: path.stat().st_mtime_ns)
+    return newest.read_text()
+
+
+def test_failed_resume_leaves_the_state_alone(tiny_pairs, tmp_path):
+    config, experiment = finished_training(tiny_pairs, tmp_path)
+    state = (experiment / "training_states/4.state").read_bytes()
+    config["train"].update(total_iter=8, optim_g={"type": "Adam", "lr": 0.001})
+    with pytest.raises(OptimizerError, match="latent"):
+        resume(config, tmp_path)
+    assert (experiment / "training_states/4.state").read_bytes() == state
+
+
+@pytest.mark.parametrize("changes", [{"dataset_enlarge_ratio": 4}, {"batch_size_per_gpu": 1}])
+def test_training_with_longer_passes_than_before_runs_to_its_end(tiny_pairs, tmp_path, changes):
+    """BasicSR counts the passes: the state says the second one, which is more than the new training has."""
+    config, experiment = finished_training(tiny_pairs, tmp_path)
+    config["datasets"]["train"].update(changes)
+    config["train"]["total_iter"] = 7
+    log = resume(config, tmp_path)
+    assert "another order" in log
+    assert (experiment / "training_states/7.state").is_file()
+    state = torch.load(experiment / "training_states/7.state", weights_only=True)
+    assert state["schedulers"][0]["last_epoch"] == 6
+
+
+def test_seed_that_was_drawn_is_kept(tiny_pairs, tmp_path):
+    config = options(tiny_pairs)
+    del config["manual_seed"]
+    train(["-opt", training_options.write_options(config, tmp_path / "first.yml")], tmp_path)
+    experiment = tmp_path / "experiments/tiny"
+    whole = torch.load(experiment / "models/net_g_20.pth", weights_only=True)
+    (experiment / "training_states/20.state").unlink()
+    assert "manual_seed stays that of the training state" in resume(config, tmp_path)
+    assert_same(torch.load(experiment / "models/net_g_20.pth", weights_only=True), whole)
+
+
+def test_epochs_that_became_iterations_are_logged(tiny_pairs, tmp_path):
+    config = options(tiny_pairs)
+    config["train"].update(total_epochs=0.5, total_iter=None, iters_per_epoch=4)
+    train(["-opt", training_options.write_options(config, tmp_path / "tiny.yml")], tmp_path)
+    (log,) = (tmp_path / "experiments/tiny").glob("*.log")
+    assert "total_epochs 0.5 = total_iter 2 (4 iterations per epoch)" in log.read_text()
 
 
 def test_a_signal_gives_the_usual_exit_code(tiny_pairs, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 from typing import Any
 
-import torch
+import numpy as np
 from torch.utils.data import Sampler
 
 
@@ -55,10 +55,9 @@ class ResumableSampler(Sampler[int]):
         self._resume = (epoch, batches)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator()
-        # A pair of numbers as one seed; epochs of neighbouring seeds must not coincide.
-        generator.manual_seed((self.seed << 32) + self.epoch)
-        order = torch.randperm(self.total, generator=generator)[: self.batches * self.batch_size * self.num_replicas]
+        # A pair of numbers as a seed, as in PairedPatchDataset: epochs of neighbouring seeds must not coincide.
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total)
+        order = order[: self.batches * self.batch_size * self.num_replicas]
         share = order[self.rank :: self.num_replicas]
         epoch, batches = self._resume
         if epoch == self.epoch:

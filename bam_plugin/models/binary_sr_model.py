@@ -10,32 +10,29 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
-from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bam_plugin.errors import BamError
 from bam_plugin.models import health, precision, watch
-from bam_plugin.models.checkpoint import network_record, random_states, restore_random_states, save_atomically
+from bam_plugin.models.devices import check_devices
 from bam_plugin.models.distillation import make_teacher
-from bam_plugin.models.ema import AverageStatistics
-from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
+from bam_plugin.models.ema import AverageStatistics, move_average
+from bam_plugin.models.resumable_model import ResumableSRModel
 from bam_plugin.models.stages import StagedTraining
 from bam_plugin.models.sync_batchnorm import synchronize_batch_norms
 from bam_plugin.models.validation import validate
 from bam_plugin.nn import set_progress
-from bam_plugin.optim import SCHEDULES, build_optimizers, make_scheduler, resumed_states
+from bam_plugin.optim import SCHEDULES, build_optimizers, make_scheduler
 
 
 @MODEL_REGISTRY.register()
-class BinarySRModel(SRModel):
+class BinarySRModel(ResumableSRModel):
     """Trains, validates, saves and resumes a super-resolution network with binary convolutions.
 
     Options under `train`, beside those of BasicSR's SRModel:
@@ -54,14 +51,10 @@ class BinarySRModel(SRModel):
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        if opt["num_gpu"] != 0 and not torch.cuda.is_available():
-            raise BamError(f"num_gpu is {opt['num_gpu']}, but torch sees no GPU; set num_gpu to 0 or auto")
+        check_devices(opt)
         self.image_results: dict[str, list[dict[str, Any]]] = {}
         self.tb_logger: Any = None
-        self._schedule: ScheduleSnapshot | None = None
         self._ema_statistics: AverageStatistics | None = None
-        self._in_step = False
-        self._completed = 0
         super().__init__(opt)
 
     # -- construction -------------------------------------------------------------------------------------------------
@@ -99,7 +92,6 @@ class BinarySRModel(SRModel):
         self.grad_clip = train_opt.get("grad_clip")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise BamError(f"train.accumulate must be a whole number of at least 1, found {self.accumulate!r}")
-        self._buffers = BufferSnapshot(net=net)
         self.health = health.HealthMonitor(net=net, freq=train_opt.get("health_freq", 0))
         self._health_scalars: dict[str, float] = {}
         self.teacher = None
@@ -109,18 +101,7 @@ class BinarySRModel(SRModel):
         if train_opt.get("stages"):
             nets = [net, self.net_g_ema] if self.ema_decay > 0 else [net]
             self.stages = StagedTraining(lengths=train_opt["stages"], networks=nets)
-        watch_opt = train_opt.get("watch") or {}
-        self.nonfinite = watch.NonFiniteWatch(
-            action=watch_opt.get("nonfinite", "stop"), max_skipped=watch_opt.get("max_skipped", 10)
-        )
-        self.plateau = None
-        if (action := watch_opt.get("plateau")) is not None:
-            self.plateau = watch.PlateauWatch(
-                action=action,
-                window=watch_opt.get("plateau_window", 1000),
-                patience=watch_opt.get("plateau_patience", 10),
-                min_gain=watch_opt.get("plateau_gain", 0.001),
-            )
+        self.nonfinite, self.plateau = watch.make_watches(train_opt.get("watch") or {})
 
     def setup_optimizers(self) -> None:
         """The optimizers of `train.optim_g` (Bop comes with a second one for the float parameters)."""
@@ -146,6 +127,10 @@ class BinarySRModel(SRModel):
             for optimizer in self.optimizers
         ]
 
+    def watches(self) -> dict[str, Any]:
+        """What else is saved and resumed: the watches."""
+        return {"nonfinite": self.nonfinite, "plateau": self.plateau}
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def feed_data(self, data: dict[str, Any]) -> None:
@@ -155,9 +140,8 @@ class BinarySRModel(SRModel):
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """BasicSR's, after noting the state before this iteration, to which a failed one returns."""
-        self._schedule = ScheduleSnapshot(optimizers=self.optimizers, schedulers=self.schedulers)
-        self._buffers.take()
+        """BasicSR's; it is where the loop begins an iteration, so everything that follows its number is set here."""
+        self.begin_iteration()
         # It follows from the iteration alone, so a resumed training has it, too. The average shows the stage `float`.
         for net in [self.get_bare_model(self.net_g), *([self.net_g_ema] if self.ema_decay > 0 else [])]:
             set_progress(net, min(1.0, current_iter / self.opt["train"]["total_iter"]))
@@ -173,10 +157,13 @@ class BinarySRModel(SRModel):
         measured = self.health.due(current_iter)
         with self.health.measuring(scalars) if measured else contextlib.nullcontext():
             losses = self._backward()
-        norm = self._gradient_norm()
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
         if self._all_finite([*losses.values(), norm]):
             self.nonfinite.finite()
-            self._step(current_iter)
+            if self.grad_clip is not None:
+                torch._foreach_mul_(self._gradients(), (self.grad_clip / (norm + 1e-12)).clamp(max=1.0))
+            with self.stepping():
+                self._step(current_iter)
         else:
             self._skip_step(current_iter)
         if (
@@ -185,7 +172,7 @@ class BinarySRModel(SRModel):
             and self.stages.leave(current_iter)
         ):
             get_root_logger().info(f"Iteration {current_iter}: the latents take their values for the accumulation.")
-        self._schedule, self._completed = None, current_iter
+        self.end_iteration(current_iter)
         self.log_dict = self.reduce_loss_dict(losses)
         self.log_dict["grad_norm"] = float(norm)
         if measured:
@@ -204,19 +191,10 @@ class BinarySRModel(SRModel):
         return losses
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Move the averaged network towards the trained one: average <- decay average + (1 - decay) value.
-
-        All parameters are averaged, latent weights included; buffers are copied, but for running statistics that the
-        average has of its own.
-        """
-        net, ema = self.get_bare_model(self.net_g), self.net_g_ema
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
-            # Before the training starts the average has nothing of its own.
-            own = self._ema_statistics.own if self._ema_statistics is not None else set()
-            for average, value in zip(ema.buffers(), net.buffers(), strict=True):
-                if id(average) not in own:
-                    average.copy_(value)
+        """Move the averaged network towards the trained one, see move_average."""
+        # Before the training starts the average has no running statistics of its own.
+        own = self._ema_statistics.own if self._ema_statistics is not None else ()
+        move_average(self.net_g_ema, self.get_bare_model(self.net_g), decay, own)
 
     def _backward(self) -> OrderedDict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch; returns the detached terms of the loss."""
@@ -239,13 +217,8 @@ class BinarySRModel(SRModel):
         self.output = output.detach()
         return totals
 
-    def _gradient_norm(self) -> Tensor:
-        """Norm of all gradients together, before they are clipped to `grad_clip`."""
-        gradients = [p.grad for p in self.get_bare_model(self.net_g).parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if self.grad_clip is not None:
-            torch._foreach_mul_(gradients, (self.grad_clip / (norm + 1e-12)).clamp(max=1.0))
-        return norm
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.get_bare_model(self.net_g).parameters() if p.grad is not None]
 
     def _all_finite(self, values: list[Tensor]) -> bool:
         finite = torch.isfinite(torch.stack([value.float() for value in values])).all()
@@ -257,30 +230,18 @@ class BinarySRModel(SRModel):
         return bool(finite)
 
     def _step(self, current_iter: int) -> None:
-        self._in_step = True
         for optimizer in self.optimizers:
             optimizer.step()
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
             assert self._ema_statistics is not None  # as always where there is an average
             self._ema_statistics.update(self.lq, current_iter)
-        self._in_step = False
 
     def _skip_step(self, current_iter: int) -> None:
         """Undo the effect of the forward pass on the running statistics, and name the layer."""
-        self._buffers.restore()
-        net = self.get_bare_model(self.net_g)
-        # In every process, whatever its batch: synchronized normalizations wait for each other.
-        layer = watch.first_nonfinite_module(net, lambda: net(self.lq))
-        if not bool(torch.isfinite(self.lq).all() and torch.isfinite(self.gt).all()):
-            where = "the batch holds non-finite values"
-        elif layer is not None:
-            where = f"the output of {layer} is not finite"
-        elif (name := watch.last_nonfinite_gradient(net.named_parameters())) is not None:
-            where = f"the gradient of {name} is not finite"
-        else:
-            where = "the loss is not finite although the network's output is"
-        self._buffers.restore()
+        self.restore_buffers()
+        where = watch.where_not_finite(self.get_bare_model(self.net_g), self.lq, self.gt)
+        self.restore_buffers()
         get_root_logger().warning(self.nonfinite.not_finite(current_iter, where))
 
     def _watch_plateau(self, losses: OrderedDict[str, Tensor], current_iter: int) -> None:
@@ -319,73 +280,3 @@ class BinarySRModel(SRModel):
     def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """Measure and, with `save_img`, write every image of `dataloader` (see validate)."""
         validate(self, dataloader, current_iter, tb_logger, save_img)
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    @master_only
-    def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = "params") -> None:
-        """BasicSR's file `models/LABEL_ITER.pth` with a record of the network's options, written atomically."""
-        nets = net if isinstance(net, list) else [net]
-        keys = param_key if isinstance(param_key, list) else [param_key]
-        content: dict[str, Any] = {
-            key: OrderedDict((name, value.cpu()) for name, value in self.get_bare_model(each).state_dict().items())
-            for key, each in zip(keys, nets, strict=True)
-        }
-        content |= network_record(self.opt, net_label)
-        name = "latest" if current_iter == -1 else current_iter
-        save_atomically(content, Path(self.opt["path"]["models"]) / f"{net_label}_{name}.pth")
-
-    @master_only
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's file `training_states/ITER.state` with random states, watches and best results, atomically."""
-        if current_iter == -1:
-            return
-        state = {
-            "epoch": epoch,
-            "iter": current_iter,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "random": random_states(),
-            "nonfinite": self.nonfinite.state_dict(),
-            "plateau": self.plateau.state_dict() if self.plateau is not None else None,
-            "best_metric_results": getattr(self, "best_metric_results", {}),
-        }
-        save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
-
-    def save_after_crash(self, epoch: int, current_iter: int, error: BaseException) -> None:
-        """Save the state after the last complete iteration: `current_iter`, or the next one when its step was made.
-
-        `error` broke the iteration before its step (which is undone), or what followed the step, such as a validation.
-        """
-        logger = get_root_logger()
-        current_iter = max(current_iter, self._completed)
-        if self._in_step:
-            logger.error("The optimizer's step was interrupted: the weights are of no use and are not saved.")
-            return
-        if self._schedule is not None:
-            self._schedule.restore()
-            self._buffers.restore()
-            self._schedule = None
-        try:
-            self.save(epoch, current_iter)
-        except OSError as problem:
-            logger.error(f"No checkpoint could be saved: {problem}")
-            return
-        logger.error(f"{type(error).__name__}: the state after iteration {current_iter} is saved; use --auto_resume.")
-
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Take over everything that `save_training_state` keeps; accepts BasicSR's own states too.
-
-        Schedules keep the settings of the option file, see `resumed_states`.
-        """
-        states = resumed_states(self.schedulers, resume_state["schedulers"])
-        super().resume_training({**resume_state, "schedulers": states})
-        if resume_state.get("best_metric_results"):
-            self.best_metric_results = resume_state["best_metric_results"]
-        if "random" not in resume_state:
-            get_root_logger().warning("The training state holds no random states: resuming is not exact.")
-            return
-        restore_random_states(resume_state["random"])
-        self.nonfinite.load_state_dict(resume_state["nonfinite"])
-        if self.plateau is not None and resume_state["plateau"] is not None:
-            self.plateau.load_state_dict(resume_state["plateau"])

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 
 from bam_plugin._files import atomic_path
 
@@ -44,6 +45,25 @@ def random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+
+
+def random_states_of_all(*, dist: bool) -> list[dict[str, Any]]:
+    """`random_states()` of every process, by rank; with `dist` all processes must call it."""
+    own = random_states()
+    if not dist:
+        return [own]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, own)
+    return states
+
+
+def restore_own_random_states(states: Sequence[dict[str, Any]] | dict[str, Any], *, rank: int) -> bool:
+    """Restore the states of the process `rank`; False where there are none. A single dict is that of rank 0."""
+    states = [states] if isinstance(states, dict) else states
+    if rank >= len(states):
+        return False
+    restore_random_states(states[rank])
+    return True
 
 
 def restore_random_states(states: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""Running statistics for the averaged network: those of its own weights, or copies of the trained network's.
+"""The average of the weights, and its running statistics: of its own, or copies of the trained network's.
 
-The average of the weights computes other activations than the trained weights, whose running statistics it gets with
+It computes other activations than the trained weights, whose running statistics it gets with
 `copy`; and a binary network takes its thresholds from them. With `reestimate` its batch normalizations look at a
 training batch now and then, as those of the trained network do. The batch is the one that is trained on, and the
 statistics are saved with the average: no data is drawn for it, nothing random happens, and a resume stays exact.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bam_plugin.errors import BamError
 
 CHOICES = ("copy", "reestimate")
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, net: nn.Module, decay: float, own: Collection[int] = ()) -> None:
+    """Set average <- decay average + (1 - decay) net for all parameters, latent weights included; buffers are copied.
+
+    `own`: ids of the buffers of `average` that are left alone.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    for mine, value in zip(average.buffers(), net.buffers(), strict=True):
+        if id(mine) not in own:
+            mine.copy_(value)
 
 
 class AverageStatistics:

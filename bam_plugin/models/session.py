@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import sys
@@ -22,8 +21,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bam_plugin import _compat
-from bam_plugin.data.sampler import ResumableSampler
 from bam_plugin.errors import BamError
+from bam_plugin.models.checkpoint import random_states
+from bam_plugin.models.loaders import TrainingData, go_on_at, make_loaders
 from bam_plugin.optim.schedules import check_restart_schedule, resolve_epochs
 
 LOGGER = logging.getLogger("basicsr")
@@ -36,10 +36,6 @@ class TrainingInterruptedError(BamError):
     exit_code = 130
 
 
-class TrainingDataError(BamError):
-    """The datasets of the option file cannot feed a training."""
-
-
 class TrainingSession:
     """One run of BasicSR's `train_pipeline`, made resumable and interruptible; use `with session.installed():`."""
 
@@ -47,9 +43,11 @@ class TrainingSession:
         self.opt: dict[str, Any] = {}
         self.model: Any = None
         self.tb_logger: Any = None
-        self.sampler: ResumableSampler | None = None
+        self.data: TrainingData | None = None
         self.iteration = 0
-        self._total_iter = 0
+        self._notes: list[str] = []  # to be logged as soon as there is a log
+        # The random states before the samples of the running iteration were drawn; None until the first iteration.
+        self._random: dict[str, Any] | None = None
         self.bar: tqdm | None = None
         self._resume_state: dict[str, Any] | None = None
         self._signal: int | None = None
@@ -66,8 +64,13 @@ class TrainingSession:
 
         def parse_options(*args: Any, **kwargs: Any) -> Any:
             opt, parsed = parse(*args, **kwargs)
-            resolve_epochs(opt["train"])
+            self._notes += resolve_epochs(opt["train"])
             check_restart_schedule(opt["train"].get("scheduler") or {}, opt["train"]["total_iter"])
+            if opt["dist"]:
+                # Without manual_seed each process has drawn its own: their orders would overlap.
+                seed = [opt["manual_seed"]]
+                torch.distributed.broadcast_object_list(seed, src=0)
+                opt["manual_seed"] = seed[0]
             return opt, parsed
 
         def init_tb_loggers(opt: dict[str, Any]) -> Any:
@@ -81,8 +84,11 @@ class TrainingSession:
 
         def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
             self.opt = opt
-            self._resume_state = load_state(opt)
-            return self._resume_state
+            self._resume_state = state = load_state(opt)
+            if state is not None and state.get("manual_seed", opt["manual_seed"]) != opt["manual_seed"]:
+                self._notes.append(f"manual_seed stays that of the training state, {state['manual_seed']}.")
+                opt["manual_seed"] = state["manual_seed"]
+            return state
 
         with (
             _compat.replaced(
@@ -107,93 +113,49 @@ class TrainingSession:
                 raise
 
     def make_loaders(self, opt: dict[str, Any], logger: logging.Logger) -> tuple[Any, Any, list[Any], int, int]:
-        """BasicSR's `create_train_val_dataloader` with a resumable order and generators of their own."""
-        from basicsr.data import build_dataloader, build_dataset
-
-        train_loader, val_loaders = None, []
-        for phase, dataset_opt in opt["datasets"].items():
-            dataset_opt.setdefault("manual_seed", opt["manual_seed"])
-            dataset = build_dataset(dataset_opt)
-            if phase == "train":
-                self.sampler = self._make_sampler(opt, dataset_opt, dataset)
-            elif not phase.startswith("val"):
-                raise TrainingDataError(f"datasets.{phase}: expected `train`, `val` or `val_N`")
-            loader = build_dataloader(
-                dataset,
-                dataset_opt,
-                num_gpu=opt["num_gpu"],
-                dist=opt["dist"],
-                sampler=self.sampler if phase == "train" else None,
-                seed=opt["manual_seed"],
-            )
-            # Starting an iterator draws a number: from the global generator it would make an exact resume impossible.
-            loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
-            if phase == "train":
-                train_loader = loader
-            else:
-                logger.info(f"Number of val images/folders in {dataset_opt['name']}: {len(dataset)}")
-                val_loaders.append(loader)
-        if train_loader is None or self.sampler is None:
-            raise TrainingDataError("the option file has no datasets.train")
-        self._total_iter, per_epoch = int(opt["train"]["total_iter"]), self.sampler.batches
-        epochs = math.ceil(self._total_iter / per_epoch)
-        logger.info(
-            f"Training: {len(self.sampler.dataset)} images, {per_epoch} iterations of {self.sampler.batch_size} x "
-            f"{opt['world_size']} samples per pass over them, {self._total_iter} iterations = {epochs} passes."
-        )
+        """In place of BasicSR's `create_train_val_dataloader`, which is called when its log is open."""
+        for note in self._notes:
+            logger.info(note)
+        self.data = make_loaders(opt, logger)
         if self._resume_state is not None:
-            epoch, self.iteration = self._resume_state["epoch"], self._resume_state["iter"]
-            self.sampler.resume_at(epoch, self.iteration - epoch * per_epoch)
+            self.iteration = self._resume_state["iter"]
+            go_on_at(self.data, self._resume_state, logger)
         self._open_bar()
-        return train_loader, self.sampler, val_loaders, epochs, self._total_iter
+        return self.data.train, self.data.sampler, self.data.validation, self.data.passes, self.data.total_iter
 
     @property
     def finished(self) -> bool:
         """Whether all iterations are done."""
-        return self.iteration >= self._total_iter
+        return self.data is not None and self.iteration >= self.data.total_iter
+
+    def iteration_begins(self) -> None:
+        """Note what a failed iteration returns to; called before its samples are drawn."""
+        self._random = random_states()
 
     def iteration_done(self) -> None:
-        """Count a finished iteration; save and stop when a signal has asked for it."""
+        """Count a finished iteration; save after the last one, and save and stop when a signal has asked for it."""
         self.iteration += 1
         if self.bar is not None:
             losses = {name: f"{value:.4f}" for name, value in self.model.get_current_log().items()}
             self.bar.set_postfix(losses, refresh=False)
             self.bar.update()
-        if self._stop_requested():
-            self.model.save(self._epoch(), self.iteration)
+        stop = self._stop_requested()
+        if stop or (self.finished and self.iteration % self.opt["logger"]["save_checkpoint_freq"]):
+            self.model.save(self._pass(), self.iteration)
+        if stop:
+            if self.opt["dist"]:
+                # A process that ends earlier makes the launcher end the one that still writes.
+                torch.distributed.barrier()
             raise TrainingInterruptedError(
                 f"stopped after iteration {self.iteration}; a checkpoint is saved: start again with --auto_resume"
             )
-
-    def _make_sampler(self, opt: dict[str, Any], dataset_opt: dict[str, Any], dataset: Any) -> ResumableSampler:
-        # Without processes BasicSR gives one loader the batches of all GPUs.
-        batch_size = dataset_opt["batch_size_per_gpu"] * (1 if opt["dist"] else max(1, opt["num_gpu"]))
-        ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
-        sampler = ResumableSampler(
-            dataset=dataset,
-            batch_size=batch_size,
-            num_replicas=opt["world_size"],
-            rank=opt["rank"],
-            ratio=ratio,
-            seed=opt["manual_seed"],
-        )
-        if sampler.batches == 0:
-            raise TrainingDataError(
-                f"datasets.train ({dataset_opt['name']}): {len(dataset)} images x dataset_enlarge_ratio {ratio} are "
-                f"less than one batch of {batch_size} in each of {opt['world_size']} processes; raise "
-                "dataset_enlarge_ratio or lower batch_size_per_gpu"
-            )
-        return sampler
-
-    def _epoch(self) -> int:
-        return self.sampler.epoch if self.sampler is not None else 0
 
     def _open_bar(self) -> None:
         if self.opt["rank"] != 0 or not self.opt["logger"].get("pbar", True):
             return
         self._cleanup.enter_context(logging_redirect_tqdm(loggers=[LOGGER]))
         self.bar = tqdm(
-            total=self._total_iter,
+            total=self.data.total_iter if self.data is not None else None,
             initial=self.iteration,
             unit="it",
             desc=self.opt["name"],
@@ -232,9 +194,16 @@ class TrainingSession:
     def _save_after_crash(self, error: BaseException) -> None:
         """Save the state after the last finished iteration, when the model can return to it."""
         rescue = getattr(self.model, "save_after_crash", None)
+        # Before the first iteration there is nothing to save that is not on disk: a failed resume must not replace it.
         # KeyboardInterrupt: a second signal, which asks for an immediate end.
-        if rescue is not None and self.iteration > 0 and not isinstance(error, KeyboardInterrupt):
-            rescue(self._epoch(), self.iteration, error)
+        if rescue is None or self._random is None or self.iteration == 0 or isinstance(error, KeyboardInterrupt):
+            return
+        rescue(self._pass(), self.iteration, error, self._random)
+
+    def _pass(self) -> int:
+        """The pass of the last finished iteration, as BasicSR's loop counts it."""
+        assert self.data is not None  # as soon as there are iterations
+        return self.data.pass_of(self.iteration)
 
 
 class WatchedPrefetcher:
@@ -268,6 +237,7 @@ class WatchedPrefetcher:
         if self._session.finished:
             # BasicSR's loop would count one iteration too many and start another pass before it notices.
             return None
+        self._session.iteration_begins()
         batch = self._prefetcher.next()
         self._in_iteration = batch is not None
         return batch

@@ -6,7 +6,7 @@ still lowers its loss to that of its float parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -115,6 +115,35 @@ class PlateauWatch:
         """Take the running sums over."""
         self._total, self._count = state["total"], state["count"]
         self._best, self._stale = state["best"], state["stale"]
+
+
+def make_watches(options: Mapping[str, Any]) -> tuple[NonFiniteWatch, PlateauWatch | None]:
+    """The watches that `train.watch` describes; there is none over plateaus where it names no action for them."""
+    nonfinite = NonFiniteWatch(action=options.get("nonfinite", "stop"), max_skipped=options.get("max_skipped", 10))
+    if (action := options.get("plateau")) is None:
+        return nonfinite, None
+    return nonfinite, PlateauWatch(
+        action=action,
+        window=options.get("plateau_window", 1000),
+        patience=options.get("plateau_patience", 10),
+        min_gain=options.get("plateau_gain", 0.001),
+    )
+
+
+def where_not_finite(net: nn.Module, lq: Tensor, gt: Tensor) -> str:
+    """What is to blame for a loss or gradients, those that the parameters hold now, which are not finite.
+
+    Runs the network once more on `lq` (N, C, H, W), so its running statistics change.
+    """
+    # In every process, whatever its batch: synchronized normalizations wait for each other.
+    layer = first_nonfinite_module(net, lambda: net(lq))
+    if not bool(torch.isfinite(lq).all() and torch.isfinite(gt).all()):
+        return "the batch holds non-finite values"
+    if layer is not None:
+        return f"the output of {layer} is not finite"
+    if (name := last_nonfinite_gradient(net.named_parameters())) is not None:
+        return f"the gradient of {name} is not finite"
+    return "the loss is not finite although the network's output is"
 
 
 def first_nonfinite_module(net: nn.Module, run: Callable[[], Any]) -> str | None:

@@ -11,7 +11,8 @@ from bam_plugin.optim.bop import Bop, Bop2ndOrder
 from bam_plugin.optim.build import build_optimizers
 from bam_plugin.optim.groups import KINDS, Rule, assign, parameter_kinds
 from bam_plugin.optim.registry import OPTIMIZER_REGISTRY, OptimizerInfo, describe_optimizers
-from bam_plugin.optim.schedules import SCHEDULES, make_scheduler, resolve_epochs, resumed_states
+from bam_plugin.optim.resume import resume_optimizer, resumed_states
+from bam_plugin.optim.schedules import SCHEDULES, make_scheduler, resolve_epochs
 
 __all__ = [
     "KINDS",
@@ -28,5 +29,6 @@ __all__ = [
     "make_scheduler",
     "parameter_kinds",
     "resolve_epochs",
+    "resume_optimizer",
     "resumed_states",
 ]

@@ -6,7 +6,7 @@ optim_g:
   lr_mult: {latent: 0.5}    factors on lr by kind of parameter (see KINDS)
   latent_clip: 1.0          BinaryAdam: greatest magnitude of latent weights, null for none
   rules:                    own groups: a kind or a pattern, and what differs for its parameters
-    - {match: "re:^upsampler", lr_mult: 2, weight_decay: 0}
+    - {match: "re:^upsampler", lr_mult: 2, weight_decay: 0}     (what it leaves out stays as its kinds have it)
   others: {type: BinaryAdam, lr: 1.0e-3}     Bop, Bop2ndOrder: the optimizer of everything but latent weights
 """
 
@@ -24,7 +24,7 @@ from bam_plugin.nn import BinaryConv2d, sign
 from bam_plugin.optim.binary_adam import BinaryAdam
 from bam_plugin.optim.bop import Bop, Bop2ndOrder
 from bam_plugin.optim.errors import OptimizerError
-from bam_plugin.optim.groups import KINDS, Rule, assign, parameter_kinds, parse_rule
+from bam_plugin.optim.groups import KINDS, Rule, assign, parameter_kinds, parse_rule, split_by_kind
 from bam_plugin.optim.registry import OPTIMIZER_REGISTRY
 
 LOGGER = logging.getLogger("basicsr")
@@ -110,14 +110,31 @@ def _build_flipping(
 
 
 def _rules(cls: type, kinds: Mapping[str, str], options: dict[str, Any]) -> list[Rule]:
-    """The rules of the options first; what they leave is grouped by kind where the kinds differ, else in one group."""
+    """The rules of the options first; what they leave is grouped by kind where the kinds differ, else in one group.
+
+    Where the kinds differ, a rule makes a group of each kind that it claims, whose defaults it changes.
+    """
     own = [parse_rule(rule) for rule in options.pop("rules", None) or ()]
     multipliers = options.pop("lr_mult", None) or {}
     unknown = [kind for kind in multipliers if kind not in KINDS]
     if unknown:
         raise OptimizerError(f"train.optim_g.lr_mult: expected kinds ({', '.join(KINDS)}), found {unknown[0]!r}")
+    present = set(kinds.values())
+    if absent := [kind for kind in multipliers if kind not in present]:
+        raise OptimizerError(
+            f"train.optim_g.lr_mult.{absent[0]} claims no parameter; this optimizer's parameters are of the kinds "
+            f"{', '.join(kind for kind in KINDS if kind in present)}"
+        )
     binary = issubclass(cls, BinaryAdam)
     latent_clip = options.pop("latent_clip", DEFAULT_LATENT_CLIP) if binary else None
+
+    def defaults(kind: str) -> dict[str, Any]:
+        settings: dict[str, Any] = {"lr_mult": _number("lr_mult", multipliers.get(kind, 1.0))}
+        if binary and kind != "float":
+            settings["weight_decay"] = 0.0
+        if binary and kind == "latent":
+            settings["clip"] = latent_clip
+        return settings
 
     def left_to(kind: str | None) -> Any:
         return lambda name, found: (
@@ -127,15 +144,8 @@ def _rules(cls: type, kinds: Mapping[str, str], options: dict[str, Any]) -> list
     left = [kind for kind in KINDS if any(left_to(kind)(name, found) for name, found in kinds.items())]
     if not binary and not multipliers:
         return [*own, *([Rule("rest" if own else "all", left_to(None))] if left else [])]
-    defaults = []
-    for kind in left:
-        settings: dict[str, Any] = {"lr_mult": _number("lr_mult", multipliers.get(kind, 1.0))}
-        if binary and kind != "float":
-            settings["weight_decay"] = 0.0
-        if binary and kind == "latent":
-            settings["clip"] = latent_clip
-        defaults.append(Rule(kind, left_to(kind), settings))
-    return [*own, *defaults]
+    split = [each for rule in own for each in split_by_kind(rule, kinds, defaults)]
+    return [*split, *(Rule(kind, left_to(kind), defaults(kind)) for kind in left)]
 
 
 def _make(

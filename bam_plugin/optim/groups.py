@@ -74,6 +74,18 @@ def parse_rule(options: Mapping[str, Any]) -> Rule:
     return Rule(", ".join(words), lambda name, kind: any(test(name, kind) for test in tests), settings)
 
 
+def split_by_kind(rule: Rule, kinds: Mapping[str, str], defaults: Callable[[str], Mapping[str, Any]]) -> list[Rule]:
+    """`rule` once for each kind that it claims, with its settings on top of `defaults(kind)`."""
+    claimed = {kind for name, kind in kinds.items() if rule.predicate(name, kind)}
+
+    def part(kind: str) -> Rule:
+        name = rule.name if len(claimed) == 1 else f"{rule.name} ({kind})"
+        settings = {**defaults(kind), **rule.settings}
+        return Rule(name, lambda each, found: found == kind and rule.predicate(each, found), settings)
+
+    return [part(kind) for kind in KINDS if kind in claimed] or [rule]
+
+
 def assign(kinds: Mapping[str, str], rules: Sequence[Rule]) -> dict[str, list[str]]:
     """The names that each rule claims, by the rule's name; every parameter is claimed once.
 

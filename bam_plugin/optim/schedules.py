@@ -6,16 +6,13 @@ rate of each group, so groups keep their ratios, and know the length of the trai
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from bam_plugin.optim.errors import OptimizerError
-
-LOGGER = logging.getLogger("basicsr")
 
 DEFAULT_ITERS_PER_EPOCH = 1000
 
@@ -54,9 +51,6 @@ def cooldown(iteration: int, *, total_iter: int, cooldown_iter: int, end: float 
 
 SCHEDULES: dict[str, Callable[..., float]] = {"HalvingLR": halving, "CosineLR": cosine, "CooldownLR": cooldown}
 
-# What a schedule's state says of the progress; all else in it are settings, which the option file decides.
-_PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "_is_initial", "_get_lr_called_within_step")
-
 
 def make_scheduler(
     optimizer: torch.optim.Optimizer, options: dict[str, Any], *, total_iter: int, warmup_iter: int
@@ -79,29 +73,6 @@ def make_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: factor(iteration, **keywords))
 
 
-def resumed_states(
-    schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler], saved: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The states for `schedulers` to go on from `saved`: progress from there, settings from the option file.
-
-    By itself a schedule would take its old settings from the state and silently ignore what the option file says now
-    (milestones, say), and one of another kind could not be resumed at all. Changed settings are logged.
-    """
-    if len(schedulers) != len(saved):
-        raise OptimizerError(
-            f"the training state holds {len(saved)} schedules, this training has {len(schedulers)}: another kind of "
-            "optimizer cannot go on from it; start anew, with path.pretrain_network_g for the weights"
-        )
-    return [_resumed_state(scheduler.state_dict(), state) for scheduler, state in zip(schedulers, saved, strict=True)]
-
-
-def _resumed_state(now: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    settings = [{key: state[key] for key in state if key not in _PROGRESS} for state in (saved, now)]
-    if settings[0] != settings[1]:
-        LOGGER.warning(f"The schedule's settings in the state, {settings[0]}, give way to the option file's.")
-    return {**now, **{key: saved[key] for key in _PROGRESS if key in saved and key in now}}
-
-
 def check_restart_schedule(options: dict[str, Any], total_iter: int) -> None:
     """BasicSR's CosineAnnealingRestartLR fails when the training outlives its periods: say so before it starts."""
     if options.get("type") == "CosineAnnealingRestartLR" and sum(options.get("periods", ())) < total_iter:
@@ -111,13 +82,14 @@ def check_restart_schedule(options: dict[str, Any], total_iter: int) -> None:
         )
 
 
-def resolve_epochs(train: dict[str, Any]) -> None:
-    """Replace options in epochs by their counterparts in iterations, in place, and log each conversion.
+def resolve_epochs(train: dict[str, Any]) -> list[str]:
+    """Replace options in epochs by their counterparts in iterations, in place; returns a line to log for each.
 
     `total_epochs` and `warmup_epochs` of `train`; `every_epochs` (HalvingLR), `milestone_epochs` (MultiStepLR) and
     `period_epochs` (CosineAnnealingRestartLR) of `train.scheduler`. An epoch is `train.iters_per_epoch` iterations,
     1000 where it is not given: the habit of EDSR and RCAN that the paper follows, not a pass over the data set.
     """
+    conversions = []
     per_epoch = train.get("iters_per_epoch", DEFAULT_ITERS_PER_EPOCH)
     for section, keys in ((train, _TRAIN_KEYS), (train.get("scheduler") or {}, _SCHEDULER_KEYS)):
         for epochs_key, iter_key in keys.items():
@@ -130,4 +102,7 @@ def resolve_epochs(train: dict[str, Any]) -> None:
             many = isinstance(epochs, (list, tuple))
             iterations = [round(each * per_epoch) for each in (epochs if many else [epochs])]
             section[iter_key] = iterations if many else iterations[0]
-            LOGGER.info(f"{epochs_key} {epochs} = {iter_key} {section[iter_key]} ({per_epoch} iterations per epoch).")
+            conversions.append(
+                f"{epochs_key} {epochs} = {iter_key} {section[iter_key]} ({per_epoch} iterations per epoch)."
+            )
+    return conversions

@@ -1,0 +1,160 @@
+"""ResumableSRModel: BasicSR's SRModel with checkpoints that are whole, written in any event, and resume exactly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+
+from bam_plugin.models.checkpoint import (
+    network_record,
+    random_states_of_all,
+    restore_own_random_states,
+    restore_random_states,
+    save_atomically,
+)
+from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
+from bam_plugin.optim import resume_optimizer, resumed_states
+
+
+class ResumableSRModel(SRModel):
+    """What BinarySRModel saves and resumes; not registered by itself.
+
+    A model that derives from it tells how far an iteration has come: `begin_iteration` before anything is changed,
+    `stepping` around the optimizers' steps, `end_iteration` behind them.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self._schedule: ScheduleSnapshot | None = None
+        self._buffers: BufferSnapshot | None = None
+        self._in_step = False
+        self._completed = 0
+        self._saved: tuple[int, int] | None = None  # epoch and iteration of the last checkpoint
+        self._crashed = False
+        super().__init__(opt)
+
+    def watches(self) -> dict[str, Any]:
+        """What else has a state to be kept: objects with `state_dict()` and `load_state_dict()`, or None, by name."""
+        return {}
+
+    def begin_iteration(self) -> None:
+        """Note the state before this iteration, to which a failed one returns."""
+        if self._buffers is None:
+            self._buffers = BufferSnapshot(net=self.get_bare_model(self.net_g))
+        self._buffers.take()
+        self._schedule = ScheduleSnapshot(optimizers=self.optimizers, schedulers=self.schedulers)
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Around the optimizers' steps: weights that an error left half changed are not worth a checkpoint."""
+        self._in_step = True
+        yield
+        self._in_step = False
+
+    def end_iteration(self, current_iter: int) -> None:
+        """The step of this iteration is made, or left out on purpose: from here on an error keeps it."""
+        self._schedule, self._completed = None, current_iter
+
+    def restore_buffers(self) -> None:
+        """Set the running statistics to what they were when the iteration began."""
+        assert self._buffers is not None  # since the first iteration began
+        self._buffers.restore()
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """BasicSR's: network and training state; called by all processes, written by the first."""
+        super().save(epoch, current_iter)
+        if current_iter != -1:
+            self._saved = (epoch, current_iter)
+
+    @master_only
+    def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = "params") -> None:
+        """BasicSR's file `models/LABEL_ITER.pth` with a record of the network's options, written atomically."""
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content: dict[str, Any] = {
+            key: OrderedDict((name, value.cpu()) for name, value in self.get_bare_model(each).state_dict().items())
+            for key, each in zip(keys, nets, strict=True)
+        }
+        content |= network_record(self.opt, net_label)
+        name = "latest" if current_iter == -1 else current_iter
+        save_atomically(content, Path(self.opt["path"]["models"]) / f"{net_label}_{name}.pth")
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """BasicSR's file `training_states/ITER.state` with random states, watches and best results, atomically."""
+        if current_iter == -1:
+            return
+        # After a crash the other processes may not come here.
+        random = random_states_of_all(dist=self.opt["dist"] and not self._crashed)
+        if self.opt["rank"] != 0:
+            return
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "manual_seed": self.opt.get("manual_seed"),
+            "random": random,
+            **{name: each.state_dict() if each is not None else None for name, each in self.watches().items()},
+            "best_metric_results": getattr(self, "best_metric_results", {}),
+        }
+        save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
+
+    def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
+        """BasicSR's; it saves before it validates, so the state of this iteration gets the best results only now."""
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+        if self._saved is not None and self._saved[1] == current_iter:
+            self.save_training_state(*self._saved)
+
+    def save_after_crash(
+        self, epoch: int, current_iter: int, error: BaseException, random: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save the state after the last complete iteration: `current_iter`, or the next one when its step was made.
+
+        `error` broke the iteration before its step (which is undone), or what followed the step, such as a validation.
+        `random`: the random states before the samples of the broken iteration were drawn.
+        """
+        self._crashed = True
+        logger = get_root_logger()
+        current_iter = max(current_iter, self._completed)
+        if self._in_step:
+            logger.error("The optimizer's step was interrupted: the weights are of no use and are not saved.")
+            return
+        if self._schedule is not None:
+            self._schedule.restore()
+            self.restore_buffers()
+            self._schedule = None
+            if random is not None:
+                restore_random_states(random)
+        try:
+            self.save(epoch, current_iter)
+        except OSError as problem:
+            logger.error(f"No checkpoint could be saved: {problem}")
+            return
+        logger.error(f"{type(error).__name__}: the state after iteration {current_iter} is saved; use --auto_resume.")
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Take over everything that `save_training_state` keeps; accepts BasicSR's own states too.
+
+        Optimizers and schedules keep the settings of the option file, see bam_plugin.optim.resume.
+        """
+        states = resumed_states(self.schedulers, resume_state["schedulers"])
+        for optimizer, state in zip(self.optimizers, resume_state["optimizers"], strict=True):
+            resume_optimizer(optimizer, state)
+        for scheduler, state in zip(self.schedulers, states, strict=True):
+            scheduler.load_state_dict(state)
+        if resume_state.get("best_metric_results"):
+            self.best_metric_results = resume_state["best_metric_results"]
+        if "random" not in resume_state:
+            get_root_logger().warning("The training state holds no random states: resuming is not exact.")
+            return
+        if not restore_own_random_states(resume_state["random"], rank=self.opt["rank"]):
+            get_root_logger().warning("The training state is of fewer processes: resuming is not exact.")
+        for name, each in self.watches().items():
+            if each is not None and resume_state.get(name) is not None:
+                each.load_state_dict(resume_state[name])

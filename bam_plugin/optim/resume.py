@@ -1,0 +1,79 @@
+"""To go on from a training state: progress comes from there, settings from the option file.
+
+torch's optimizers and schedules take both from the state: what the option file says now would be silently ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bam_plugin.optim.errors import OptimizerError
+
+LOGGER = logging.getLogger("basicsr")
+
+_START_ANEW = "start anew, with path.pretrain_network_g for the weights"
+# What the state of a schedule, and a group of parameters, say of the progress.
+_SCHEDULE_PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "_is_initial", "_get_lr_called_within_step")
+_GROUP_PROGRESS = ("params", "lr", "initial_lr")
+
+
+def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load moments and rates from the state `saved`; the groups' other settings stay. Changed ones are logged.
+
+    Raises OptimizerError, before anything is changed, where `saved` is of an optimizer with other groups.
+    """
+    name = type(optimizer).__name__
+    groups = [dict(group) for group in optimizer.param_groups]
+    for what, now, before in (
+        ("parameter groups", *([group.get("name") for group in each] for each in (groups, saved["param_groups"]))),
+        ("parameters", *([len(group["params"]) for group in each] for each in (groups, saved["param_groups"]))),
+    ):
+        # BasicSR's own groups have no names.
+        if now != before and (what == "parameters" or None not in before or len(now) != len(before)):
+            raise OptimizerError(
+                f"the training state holds an optimizer with the {what} {before}, {name} now has {now}: it cannot go "
+                f"on from there; choose the optimizer and rules of the state, or {_START_ANEW}"
+            )
+    try:
+        optimizer.load_state_dict(saved)
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptimizerError(f"{name} cannot go on from the training state ({error}); {_START_ANEW}") from error
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        label = f"{name} group [{own.get('name')}]"
+        settings = {key: value for key, value in own.items() if key not in _GROUP_PROGRESS}
+        changed = [key for key, value in settings.items() if key != "name" and key in group and group[key] != value]
+        for key in changed:
+            LOGGER.warning(f"{label}: {key} was {group[key]} in the training state and is {settings[key]} now.")
+        if (wanted := own.get("initial_lr")) != (kept := group.get("initial_lr")):
+            LOGGER.warning(
+                f"{label}: the rate stays that of the training state, {kept}; the option file "
+                f"says {wanted}. To change it, {_START_ANEW}."
+            )
+        group.update(settings)
+
+
+def resumed_states(
+    schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler], saved: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The states for `schedulers` to go on from `saved`: progress from there, settings from the option file.
+
+    By itself a schedule would keep its old settings (milestones, say), and one of another kind could not be resumed at
+    all. Changed settings are logged.
+    """
+    if len(schedulers) != len(saved):
+        raise OptimizerError(
+            f"the training state holds {len(saved)} schedules, this training has {len(schedulers)}: another kind of "
+            f"optimizer cannot go on from it; {_START_ANEW}"
+        )
+    return [_resumed_state(scheduler.state_dict(), state) for scheduler, state in zip(schedulers, saved, strict=True)]
+
+
+def _resumed_state(now: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    settings = [{key: state[key] for key in state if key not in _SCHEDULE_PROGRESS} for state in (saved, now)]
+    if settings[0] != settings[1]:
+        LOGGER.warning(f"The schedule's settings in the state, {settings[0]}, give way to the option file's.")
+    return {**now, **{key: saved[key] for key in _SCHEDULE_PROGRESS if key in saved and key in now}}
