@@ -36,10 +36,10 @@ DEMO = ["scikit-image>=0.22"]
 DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350", "selenium>=4.15", "matplotlib>=3.8"]
 
 
-def kernel_build():
-    """The module that builds the C kernels, loaded by path: the package itself needs NumPy to be imported."""
+def library_build():
+    """The module that builds the C libraries, loaded by path: the package itself needs NumPy to be imported."""
     path = HERE / "bam_plugin/packed/csrc/build.py"
-    spec = importlib.util.spec_from_file_location("kernel_build", path)
+    spec = importlib.util.spec_from_file_location("library_build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -56,14 +56,14 @@ class BuildWithOptions(build_py):
 
 
 class PlatformWheel(bdist_wheel):
-    """bdist_wheel for any Python of one platform: the kernels are opened by ctypes and know no Python."""
+    """bdist_wheel for any Python of one platform: the libraries are opened by ctypes and know no Python."""
 
     def get_tag(self):
         """`py3-none-PLATFORM`."""
         return "py3", "none", super().get_tag()[2]
 
 
-KERNELS = kernel_build()
+BUILD = library_build()
 
 setup(
     name="bam-plugin",
@@ -76,8 +76,8 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["bam_plugin", "bam_plugin.*"]),
     package_data={"bam_plugin": ["zoo/*", "data/*.csv", "packed/*.png"]},
-    ext_modules=[KERNELS.KernelExtension()],
-    cmdclass={"build_ext": KERNELS.BuildKernels, "build_py": BuildWithOptions, "bdist_wheel": PlatformWheel},
+    ext_modules=list(BUILD.LIBRARIES),
+    cmdclass={"build_ext": BUILD.BuildLibraries, "build_py": BuildWithOptions, "bdist_wheel": PlatformWheel},
     install_requires=RUNTIME,
     extras_require={"train": TRAIN, "onnx": ONNX, "bench": BENCH, "demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["bam = bam_plugin.cli:main"]},

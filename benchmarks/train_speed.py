@@ -25,7 +25,7 @@ import torch
 import bam_plugin.archs  # noqa: F401  (repairs BasicSR before it is imported)
 from bam_plugin.archs.bsrn_arch import BSRN
 from bam_plugin.models import precision
-from bam_plugin.nn import fused
+from bam_plugin.nn import fused, native
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Variant:
     """One way to train the same network."""
 
     fused: bool = True
+    native: bool = False
     channels_last: bool = False
     precision: str = "float32"
     fused_optimizer: bool = False
@@ -45,7 +46,8 @@ VARIANTS = {
     "fused float32": Variant(),
     "fused channels_last": Variant(channels_last=True),
     "fused channels_last bf16": Variant(channels_last=True, precision="bf16"),
-    "the same, fused Adam": Variant(channels_last=True, precision="bf16", fused_optimizer=True),
+    "the same, compiled passes": Variant(channels_last=True, precision="bf16", native=True),
+    "the same, fused Adam": Variant(channels_last=True, precision="bf16", native=True, fused_optimizer=True),
 }
 
 
@@ -63,7 +65,7 @@ def make_step(variant: Variant, args: argparse.Namespace) -> Callable[[], None]:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=variant.fused_optimizer)
 
     def step() -> None:
-        with fused.switched(variant.fused):
+        with fused.switched(variant.fused), native.switched(variant.native):
             optimizer.zero_grad(set_to_none=True)
             with precision.autocast(lq.device, variant.precision):
                 output = network(lq)

@@ -70,7 +70,7 @@ def test_bad_options_are_refused_with_the_choices():
         ("W2", {"long_range": False, "short_range": False}),
         ("solved", {"alpha": "solved"}),
         ("A1", {"beta": "one", "beta_offset": [0.5, 1]}),
-        ("A2", {"beta": "one", "beta_offset": [0, 0]}),
+        ("A2", {"accumulate_activations": False}),
         ("accumulated", {"weight_gradient": "accumulated"}),
         ("mean", {"beta_statistic": "mean"}),
     ],

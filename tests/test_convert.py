@@ -237,6 +237,7 @@ class SideEffect:
         },
         {"beta": "scalar", "beta_init": [0.5, 0.7], "beta_statistic": "mean", "output_scale": "scalar"},
         {"beta": "one", "alpha": "learned", "long_range": False, "global_skip": "bicubic"},
+        {"accumulate_activations": False, "alpha": "learned"},
         {"upsampler": "pixelshuffle", "upscale": 3, "short_range": False, "beta_statistic": "mean"},
         {"num_in_ch": 1, "num_out_ch": 1, "upscale": 2, "num_feat": 13},
     ],

@@ -49,16 +49,22 @@ def block_by_hand(block, x, earlier=()):
         return (beta.scale * a.abs().mean(1, keepdim=True) + beta.offset) * a
 
     a1 = binary_conv(x, block.conv3, *earlier) + (x if block.identity else 0)
-    a2 = binary_conv(a1, block.conv1_a) + weighted(a1, block.beta1)
     shared = (block.conv1_a.weight,) if block.short_range else ()
+    if block.beta1 is None:
+        a2 = binary_conv(a1, block.conv1_a) + (a1 if block.identity else 0)
+        return binary_conv(a2, block.conv1_b, *shared) + (a2 if block.identity else 0)
+    a2 = binary_conv(a1, block.conv1_a) + weighted(a1, block.beta1)
     return binary_conv(a2, block.conv1_b, *shared) + weighted(a1, block.beta1) + weighted(a2, block.beta2)
 
 
 LITERAL = {"identity": False, "beta_init": (0.7, 1.3), "beta_offset": (0.0, 0.0)}
+A2 = {"accumulate_activations": False, "conv_options": {"output_scale": "channel"}}
 TRAINABLE = {"beta_init": (0.2, -0.1), "conv_options": {"output_scale": "channel"}}
 
 
-@pytest.mark.parametrize("options", [LITERAL, TRAINABLE, {**LITERAL, "short_range": False}])
+@pytest.mark.parametrize(
+    "options", [LITERAL, TRAINABLE, {**LITERAL, "short_range": False}, A2, {**A2, "identity": False}]
+)
 @torch.no_grad()
 def test_block_equals_the_figure(options):
     block = randomize(LBBlock(num_feat=CHANNELS, **options))

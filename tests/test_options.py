@@ -166,11 +166,12 @@ def test_the_ablations_are_what_they_are_called() -> None:
             first.conv3.weight.data *= factor
             outputs.append(second(image, (first.conv3.weight,)))
         assert torch.equal(*outputs) != accumulates
-    # A2: without accumulation the block's output is that of its last convolution.
+    # A2: without accumulation each convolution sees the one before it alone, beside its own identity path.
     block = network("a2").eval().body[0].blocks[0]
     image = torch.rand(1, 48, 6, 6)
     a1 = block.conv3(image) + image
-    assert torch.equal(block(image), block.conv1_b(block.conv1_a(a1), (block.conv1_a.weight,)))
+    a2 = block.conv1_a(a1) + a1
+    assert torch.equal(block(image), block.conv1_b(a2, (block.conv1_a.weight,)) + a2)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.methods], ids=lambda file: Path(file.name).stem)

@@ -51,7 +51,8 @@ class BSRN(nn.Module):
         upscale: 2, 3 or 4.
         upsampler: `pixelshuffle` (paper) or `pixelshuffledirect` (1/20 of its cost), see make_upsampler.
         alpha: `one`, `learned` or `solved`, the factors of the weight accumulation (BAMWeight).
-        identity, beta, beta_statistic, beta_init, beta_offset, long_range, short_range, weight_gradient: see LBBlock.
+        identity, accumulate_activations, beta, beta_statistic, beta_init, beta_offset, long_range, short_range,
+            weight_gradient: see LBBlock.
         activation_estimator: gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS (where the
             activation side is `bn_sign`; the other sides take it from activation_options).
         output_scale, output_scale_init: learned factor after each binary convolution (`channel`, `scalar` or None),
@@ -78,6 +79,7 @@ class BSRN(nn.Module):
         upsampler: str = "pixelshuffle",
         alpha: str = "one",
         identity: bool = True,
+        accumulate_activations: bool = True,
         beta: str = "spatial",
         beta_statistic: str = "mean_abs",
         beta_init: Sequence[float] = (0.0, 0.0),
@@ -132,6 +134,7 @@ class BSRN(nn.Module):
                     num_feat=num_feat,
                     num_lb=num_lb,
                     identity=identity,
+                    accumulate_activations=accumulate_activations,
                     beta=beta,
                     beta_statistic=beta_statistic,
                     beta_init=beta_init,

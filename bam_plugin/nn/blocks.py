@@ -4,6 +4,9 @@ LB block, as the paper's figure shows it (3x3, then two 1x1, all C -> C):
     a1 = conv3(x);  a2 = conv1_a(a1) + b1 a1;  out = conv1_b(a2) + b1 a1 + b2 a2
 Short-range accumulation: the activations (factors b1, b2), and the filters of the two 1x1 convs. Long-range
 accumulation: the filters of the 3x3 convs across the LB blocks of one HPB block.
+
+Without accumulation of activations (the paper's A2) the three follow each other:
+    a1 = conv3(x);  a2 = conv1_a(a1);  out = conv1_b(a2)
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ class LBBlock(nn.Module):
     Args:
         num_feat: channels C.
         identity: add the input to the 3x3 convolution's result, a1 = conv3(x) + x. The figure shows no such path
-            (False); without it deep networks do not train (see docs/training.md).
+            (False); without it deep networks do not train (see docs/training.md). Without accumulation of activations
+            each of the three convolutions has such a path.
+        accumulate_activations: the terms with b1 and b2; without them the options of beta mean nothing.
         beta, beta_statistic, beta_init, beta_offset: mode, statistic and, for b1 and b2, the trained scalar's start
             and the fixed offset of ActivationScale. With identity, offsets (0.5, 1) and starts (0, 0) the block begins
             as out = x + conv3(x) + conv1_a(a1) + conv1_b(a2), a plain residual chain.
@@ -39,6 +44,7 @@ class LBBlock(nn.Module):
         *,
         num_feat: int,
         identity: bool = True,
+        accumulate_activations: bool = True,
         beta: str = "spatial",
         beta_statistic: str = "mean_abs",
         beta_init: Sequence[float] = (0.0, 0.0),
@@ -72,6 +78,8 @@ class LBBlock(nn.Module):
         self.conv1_b = conv(1, 1 if short_range else 0)
         self.beta1, self.beta2 = (
             ActivationScale(mode=beta, statistic=beta_statistic, init=beta_init[n], offset=beta_offset[n])
+            if accumulate_activations
+            else None
             for n in range(2)
         )
 
@@ -80,10 +88,15 @@ class LBBlock(nn.Module):
         a1 = self.conv3(x, previous if self.long_range else ())
         if self.identity:
             a1 = a1 + x
+        earlier = (self.conv1_a.weight,) if self.short_range else ()
+        if self.beta1 is None or self.beta2 is None:
+            a2 = self.conv1_a(a1)
+            a2 = a2 + a1 if self.identity else a2
+            out = self.conv1_b(a2, earlier)
+            return out + a2 if self.identity else out
         weighted1 = self.beta1(a1)
         a2 = self.conv1_a(a1) + weighted1
-        out = self.conv1_b(a2, (self.conv1_a.weight,) if self.short_range else ())
-        return (out + weighted1) + self.beta2(a2)
+        return (self.conv1_b(a2, earlier) + weighted1) + self.beta2(a2)
 
 
 class HPBBlock(nn.Module):

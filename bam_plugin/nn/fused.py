@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bam_plugin.nn import native
 from bam_plugin.nn.sign import decay_shape
 
 aten = torch.ops.aten
@@ -157,15 +158,14 @@ class _BinaryConv(torch.autograd.Function):
         geometry: tuple[int, int],
         gradient_dtype: torch.dtype,
     ) -> Tensor:
-        mean, variance = _batch_statistics(x, norm)
-        inverse_deviation = torch.rsqrt(variance + norm.eps)
-        slope = inverse_deviation * gamma
-        shift = _never_zero(torch.addcmul(beta, mean, slope, value=-1))
+        mean, inverse_deviation, slope, shift = _fold(x, norm)
         dtype = _dtype_of_signs(x, signs, gradient_dtype)
-        dot = _convolve(_sign(_normalize(x, slope, shift), dtype), signs.to(dtype), geometry)
+        dot = _convolve(_signs(x, slope, shift, dtype), signs.to(dtype), geometry)
         scale = magnitude if output_scale is None else magnitude * output_scale
         ctx.save_for_backward(x, gamma, mean, inverse_deviation, slope, shift, signs, magnitude, scale, output_scale)
         ctx.options = (norm.eps, estimator, geometry, gradient_dtype)
+        if x.dtype == torch.float32 and native.usable(dot):
+            return native.scaled(dot, scale)
         return dot.to(x.dtype).mul_(scale.view(1, -1, 1, 1))
 
     @staticmethod
@@ -174,13 +174,24 @@ class _BinaryConv(torch.autograd.Function):
         x, gamma, mean, inverse_deviation, slope, shift, signs, magnitude, scale, output_scale = ctx.saved_tensors
         eps, estimator, geometry, dtype = ctx.options
         needs = ctx.needs_input_grad
-        normalized = _normalize(x, slope, shift)
         weight = (signs * scale.view(-1, 1, 1, 1)).to(dtype)
-        grad_signs, grad_weight = _convolve_backward(grad.to(dtype), _sign(normalized, dtype), weight, geometry)
-        grad_normalized = _through_sign(grad_signs.to(x.dtype), normalized, estimator)
-        grad_x, grad_gamma, grad_beta = aten.native_batch_norm_backward(
-            grad_normalized, x, gamma, None, None, mean, inverse_deviation, True, eps, needs[:3]
-        )
+        grad_signs, grad_weight = _convolve_backward(grad.to(dtype), _signs(x, slope, shift, dtype), weight, geometry)
+        if x.dtype == torch.float32 and estimator[0] in native.ESTIMATORS and native.usable(x, grad_signs):
+            grad_x, grad_gamma, grad_beta = native.norm_sign_backward(
+                grad_signs,
+                x,
+                slope=slope,
+                shift=shift,
+                mean=mean,
+                inverse_deviation=inverse_deviation,
+                gamma=gamma,
+                estimator=estimator[0],
+            )
+        else:
+            grad_normalized = _through_sign(grad_signs.to(x.dtype), _normalize(x, slope, shift), estimator)
+            grad_x, grad_gamma, grad_beta = aten.native_batch_norm_backward(
+                grad_normalized, x, gamma, None, None, mean, inverse_deviation, True, eps, needs[:3]
+            )
         grad_weight = grad_weight.to(x.dtype)
         grad_carrier, grad_scale = grad_weight, None
         if output_scale is not None:
@@ -194,16 +205,24 @@ class _BinaryConv(torch.autograd.Function):
 class _Weigh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, offset: float, statistic: str) -> Tensor:
+        ctx.statistic, ctx.offset = statistic, offset
+        if x.dtype == torch.float32 and native.usable(x):
+            ctx.save_for_backward(x, scale, None, None)
+            return native.weigh(x, scale.item(), offset=offset, magnitude=statistic == "mean_abs")
         mean = (x.abs() if statistic == "mean_abs" else x).mean(dim=1, keepdim=True)
         factor = mean * scale + offset
         ctx.save_for_backward(x, scale, mean, factor)
-        ctx.statistic = statistic
         return x * factor
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, factor = ctx.saved_tensors
+        if mean is None:
+            grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            magnitude = ctx.statistic == "mean_abs"
+            grad_x, grad_scale = native.weigh_backward(grad, x, scale.item(), offset=ctx.offset, magnitude=magnitude)
+            return grad_x, scale.new_full(scale.shape, grad_scale), None, None
         # dL/d(factor) per pixel, and from it the gradients of the two things that the factor is made of.
         product = grad * x
         grad_factor = product.sum(dim=1, keepdim=True)
@@ -217,8 +236,8 @@ class _Weigh(torch.autograd.Function):
         return grad_x, grad_scale, None, None
 
 
-def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of the batch; moves the running statistics as nn.BatchNorm2d does."""
+def _fold(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """BN(x) as x slope + shift: (mean, 1 / deviation, slope, shift), each (C,); moves the running statistics."""
     if x.numel() == x.shape[1]:
         raise ValueError(
             f"batch statistics need more than one value per channel, found input of shape {tuple(x.shape)}"
@@ -228,7 +247,18 @@ def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    return torch.batch_norm_update_stats(x, norm.running_mean, norm.running_var, momentum or 0.0)
+    assert norm.running_mean is not None and norm.running_var is not None  # supports_norm
+    running = (norm.running_mean, norm.running_var)
+    if x.dtype == torch.float32 and native.usable(x):
+        mean, inverse_deviation, slope, shift = native.fold(
+            x, norm.weight, norm.bias, running, momentum=momentum or 0.0, eps=norm.eps
+        )
+    else:
+        mean, variance = torch.batch_norm_update_stats(x, *running, momentum or 0.0)
+        inverse_deviation = torch.rsqrt(variance + norm.eps)
+        slope = inverse_deviation * norm.weight
+        shift = _never_zero(torch.addcmul(norm.bias, mean, slope, value=-1))
+    return mean, inverse_deviation, slope, shift
 
 
 def _never_zero(shift: Tensor) -> Tensor:
@@ -242,8 +272,15 @@ def _never_zero(shift: Tensor) -> Tensor:
     return shift.masked_fill(shift.abs() < least, least)
 
 
+def _signs(x: Tensor, slope: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sign(BN(x)) as `dtype`, computed alike in both passes, so that both see the same signs."""
+    if x.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16) and native.usable(x):
+        return native.signs(x, slope, shift, dtype)
+    return _sign(_normalize(x, slope, shift), dtype)
+
+
 def _normalize(x: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """BN(x) from its folded form: one operation, called alike in both passes, so both see the same signs."""
+    """BN(x) from its folded form."""
     return torch.addcmul(shift.view(1, -1, 1, 1), x, slope.view(1, -1, 1, 1))
 
 
