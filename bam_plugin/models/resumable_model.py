@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class ResumableSRModel(SRModel):
             self.save_training_state(*self._saved)
 
     def save_after_crash(
-        self, epoch: int, current_iter: int, error: BaseException, random: Mapping[str, Any] | None = None
+        self, epoch: int, current_iter: int, error: BaseException, random: dict[str, Any] | None = None
     ) -> None:
         """Save the state after the last complete iteration: `current_iter`, or the next one when its step was made.
 

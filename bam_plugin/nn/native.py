@@ -90,15 +90,15 @@ def fold(
     """
     channels = x.shape[1]
     work = torch.empty(torch.get_num_threads() * 2 * channels, dtype=torch.float64)
-    results = torch.empty(4, channels).unbind()
+    mean, inverse_deviation, slope, shift = torch.empty(4, channels)
     _library().bam_fold(
         *(each.data_ptr() for each in (x, gamma, beta, *running)),
         momentum,
         eps,
-        *(each.data_ptr() for each in (work, *results)),
+        *(each.data_ptr() for each in (work, mean, inverse_deviation, slope, shift)),
         *_shape(x),
     )
-    return results
+    return mean, inverse_deviation, slope, shift
 
 
 def signs(x: Tensor, slope: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:

@@ -62,11 +62,7 @@ class BuildLibraries(build_ext):
             super().build_extension(ext)
             return
         try:
-            if ext is KERNELS:
-                self._build_kernels(ext)
-            else:
-                objects = [self._compile(ext, source, ["-fopenmp", "-Wno-psabi"]) for source in ext.sources]
-                self._link(ext, objects, ["-fopenmp"])
+            (self._build_kernels if ext.name == KERNELS.name else self._build_training)(ext)
         except Exception as error:
             self.warn(f"{ext.name} could not be built ({error}); {ext.without}")
 
@@ -85,7 +81,11 @@ class BuildLibraries(build_ext):
         """No `PyInit_` symbol: the library is opened by ctypes."""
         return ext.export_symbols or []
 
-    def _build_kernels(self, ext: Extension) -> None:
+    def _build_training(self, ext: Library) -> None:
+        objects = [self._compile(ext, source, ["-fopenmp", "-Wno-psabi"]) for source in ext.sources]
+        self._link(ext, objects, ["-fopenmp"])
+
+    def _build_kernels(self, ext: Library) -> None:
         folder, objects, macros = HERE.relative_to(ROOT), [], []
         for macro, (source, flags) in instruction_sets().items():
             try:
