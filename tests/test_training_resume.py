@@ -118,8 +118,8 @@ def _no_incident():
 )
 def test_resumed_training_equals_the_uninterrupted_one(tiny_pairs, tmp_path, dataset, train_changes, network):
     config = options(tiny_pairs, dataset=dataset, train=train_changes, network=network)
-    # The state of iteration 10 knows the best results of the validation that follows it.
-    config["val"]["val_freq"] = 5
+    # The first validation follows the saving of iteration 10: its results must be in that state all the same.
+    config["val"]["val_freq"] = 10
     if "distill" in config["train"]:
         teacher = {"path": str(tmp_path / "teacher.pth")}
         config["train"]["distill"] = {**config["train"]["distill"], **teacher}
@@ -188,8 +188,8 @@ def test_training_that_a_watch_stopped_after_a_step_resumes_exactly(tiny_pairs, 
 
 
 def finished_training(pairs, folder, **changes) -> tuple[dict, Path]:
-    """The options and the experiment of a training of 4 iterations, 3 a pass."""
-    config = options(pairs, dataset={"dataset_enlarge_ratio": 0.75}, train={"total_iter": 4}, **changes)
+    """The options and the experiment of a training of 7 iterations, 3 a pass."""
+    config = options(pairs, dataset={"dataset_enlarge_ratio": 0.75}, train={"total_iter": 7}, **changes)
     config["logger"]["save_checkpoint_freq"] = 100
     train(["-opt", training_options.write_options(config, folder / "first.yml")], folder)
     return config, folder / "experiments/tiny"
@@ -203,24 +203,22 @@ def resume(config, folder):
 
 def test_failed_resume_leaves_the_state_alone(tiny_pairs, tmp_path):
     config, experiment = finished_training(tiny_pairs, tmp_path)
-    state = (experiment / "training_states/4.state").read_bytes()
-    config["train"].update(total_iter=8, optim_g={"type": "Adam", "lr": 0.001})
+    state = (experiment / "training_states/7.state").read_bytes()
+    config["train"].update(total_iter=10, optim_g={"type": "Adam", "lr": 0.001})
     with pytest.raises(OptimizerError, match="latent"):
         resume(config, tmp_path)
-    assert (experiment / "training_states/4.state").read_bytes() == state
+    assert (experiment / "training_states/7.state").read_bytes() == state
 
 
 @pytest.mark.parametrize("changes", [{"dataset_enlarge_ratio": 4}, {"batch_size_per_gpu": 1}])
 def test_training_with_longer_passes_than_before_runs_to_its_end(tiny_pairs, tmp_path, changes):
-    """BasicSR counts the passes: the state says the second one, which is more than the new training has."""
+    """BasicSR counts the passes: the state says the third one, which is more than the new training has."""
     config, experiment = finished_training(tiny_pairs, tmp_path)
     config["datasets"]["train"].update(changes)
-    config["train"]["total_iter"] = 7
-    log = resume(config, tmp_path)
-    assert "another order" in log
-    assert (experiment / "training_states/7.state").is_file()
-    state = torch.load(experiment / "training_states/7.state", weights_only=True)
-    assert state["schedulers"][0]["last_epoch"] == 6
+    config["train"]["total_iter"] = 10
+    assert "another order" in resume(config, tmp_path)
+    state = torch.load(experiment / "training_states/10.state", weights_only=True)
+    assert state["schedulers"][0]["last_epoch"] == 9
 
 
 def test_seed_that_was_drawn_is_kept(tiny_pairs, tmp_path):
