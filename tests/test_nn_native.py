@@ -58,10 +58,10 @@ def test_signs_with_ties_and_zeros_of_both_signs(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scaled_takes_expanded_factors(dtype):
+def test_scales(dtype):
     dot = torch.randint(-200, 200, (3, CHANNELS, 7, 5)).to(dtype).contiguous(memory_format=torch.channels_last)
-    for scale in (torch.randn(CHANNELS), torch.tensor(0.3).expand(CHANNELS)):
-        assert torch.equal(native.scaled(dot, scale), dot.float() * row(scale))
+    scale = torch.randn(CHANNELS)
+    assert torch.equal(native.scaled(dot, scale), dot.float() * row(scale))
 
 
 @pytest.mark.parametrize("size", [(3, 7, 5), (4, 19, 23)])
@@ -127,6 +127,35 @@ def test_spatial_factors_and_their_gradients(magnitude):
     assert grad_scale == pytest.approx(float(leaves[1].grad), rel=1e-5, abs=1e-3)
 
 
+def test_parameters_that_the_library_does_not_take_are_left_to_torch():
+    """C code would read beyond their ends, or their bits as those of another type."""
+    rows = torch.zeros(CHANNELS), torch.ones(2 * CHANNELS)[::2]
+    assert native.takes(CHANNELS, rows[0])
+    for wrong in (rows[1], rows[0].double(), torch.zeros(CHANNELS + 1), torch.zeros(CHANNELS, device="meta")):
+        assert not native.takes(CHANNELS, rows[0], wrong)
+    conv, x = BinaryConv2d(in_channels=CHANNELS, out_channels=16).train(), make_map(channels=CHANNELS + 16)
+    with pytest.raises(RuntimeError, match="48"):
+        conv(x)
+    with pytest.raises(ValueError, match="more than one value"):
+        conv(make_map(size=(0, 5, 5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_buffers_do_not_follow_the_default_type(dtype):
+    block = shaken(HPBBlock(num_feat=16), torch.channels_last, torch.float32)
+    x = example(torch.channels_last, torch.float32, 16, (2, 9, 11))
+    expected = trained_once(block, x, True)
+    torch.set_default_dtype(dtype)
+    try:
+        found = trained_once(block, x, True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in expected.items():
+        if name != "output" and "grad" in name:
+            scale = float(value.abs().max())
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3 * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("binarizer", ["bam", "dorefa", "xnor"])
 def test_convolutions_take_them_and_keep_their_results(binarizer, monkeypatch):
     calls = []
@@ -144,8 +173,7 @@ def test_convolutions_take_them_and_keep_their_results(binarizer, monkeypatch):
         without = trained_once(conv, x, True)
         assert not calls
     assert_same(without, trained_once(conv, x, True), 2e-5)
-    expected = {"fold", "signs", "scaled", "norm_sign_backward"} if conv.train().is_fusable(x) else set()
-    assert set(calls) == expected
+    assert set(calls) == {"fold", "signs", "scaled", "norm_sign_backward"}
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -172,6 +172,9 @@ def test_resumed_optimizer_has_moments_and_rates_of_the_state_and_settings_of_th
     moments = [second.state[parameter]["exp_avg"] for group in second.param_groups for parameter in group["params"]]
     assert len(moments) == sum(len(group["params"]) for group in saved["param_groups"])
     assert all(bool((each != 0).all()) for each in moments)
+    resume_optimizer(make(), saved, "AdamW")
+    with pytest.raises(OptimizerError, match="the training state is of SGD"):
+        resume_optimizer(second, saved, "SGD")
     before = second.state_dict()
     others = make(rules=[{"match": "re:head"}]).state_dict()
     for wrong in (others, torch.optim.SGD(Net().parameters(), lr=1.0).state_dict()):

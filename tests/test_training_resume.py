@@ -139,6 +139,34 @@ def test_resumed_training_equals_the_uninterrupted_one(tiny_pairs, tmp_path, dat
     assert_same_checkpoint(*roots, 20)
 
 
+def test_training_that_failed_while_samples_were_drawn_resumes_exactly(tiny_pairs, tmp_path, monkeypatch):
+    """The crops of the sample before the one that failed have been drawn already."""
+    from basicsr.data.paired_image_dataset import PairedImageDataset
+
+    config = options(tiny_pairs, dataset={"type": "PairedImageDataset"})
+    config["datasets"].pop("val")
+    config["val"] = None
+    roots = [tmp_path / "whole", tmp_path / "parts"]
+    for root in roots:
+        root.mkdir()
+    file = training_options.write_options(config, tmp_path / "tiny.yml")
+    train(["-opt", file], roots[0])
+    original, drawn = PairedImageDataset.__getitem__, []
+
+    def fail_once(self, index):
+        drawn.append(index)
+        if len(drawn) == 8:  # the second one of iteration 4
+            raise MemoryError("no more memory")
+        return original(self, index)
+
+    monkeypatch.setattr(PairedImageDataset, "__getitem__", fail_once)
+    with pytest.raises(MemoryError):
+        train(["-opt", file], roots[1])
+    assert _compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "3.state"
+    train(["-opt", file, "--auto_resume"], roots[1])
+    assert_same_checkpoint(*roots, 20)
+
+
 @pytest.mark.parametrize(
     ("kind", "dataset"),
     [
@@ -216,7 +244,10 @@ def test_training_with_longer_passes_than_before_runs_to_its_end(tiny_pairs, tmp
     config, experiment = finished_training(tiny_pairs, tmp_path)
     config["datasets"]["train"].update(changes)
     config["train"]["total_iter"] = 10
-    assert "another order" in resume(config, tmp_path)
+    ((name, _),) = changes.items()
+    before, after = {"dataset_enlarge_ratio": (6, 32), "batch_size_per_gpu": (2, 1)}[name]
+    kind = {"dataset_enlarge_ratio": "samples", "batch_size_per_gpu": "batch_size"}[name]
+    assert f"another order than before: {kind} {before} -> {after}." in resume(config, tmp_path)
     state = torch.load(experiment / "training_states/10.state", weights_only=True)
     assert state["schedulers"][0]["last_epoch"] == 9
 
@@ -228,8 +259,12 @@ def test_seed_that_was_drawn_is_kept(tiny_pairs, tmp_path):
     experiment = tmp_path / "experiments/tiny"
     whole = torch.load(experiment / "models/net_g_20.pth", weights_only=True)
     (experiment / "training_states/20.state").unlink()
-    assert "manual_seed stays that of the training state" in resume(config, tmp_path)
+    log = resume(config, tmp_path)
+    assert "manual_seed is that of the training state" in log and "another order" not in log
     assert_same(torch.load(experiment / "models/net_g_20.pth", weights_only=True), whole)
+    (experiment / "training_states/20.state").unlink()
+    seed = torch.load(experiment / "training_states/10.state", weights_only=True)["manual_seed"]
+    assert f"another order than before: seed {seed} -> 20000." in resume({**config, "manual_seed": 20000}, tmp_path)
 
 
 def test_epochs_that_became_iterations_are_logged(tiny_pairs, tmp_path):

@@ -44,6 +44,17 @@ class ResumableSampler(Sampler[int]):
         self.epoch = 0
         self._resume = (0, 0)
 
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the order depends on: a training that is resumed with another one sees other samples."""
+        return {
+            "generator": "numpy PCG64",
+            "seed": self.seed,
+            "samples": self.total,
+            "batch_size": self.batch_size,
+            "processes": self.num_replicas,
+        }
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch` (from 0); called before each epoch."""
         self.epoch = epoch

@@ -57,13 +57,15 @@ def random_states_of_all(*, dist: bool) -> list[dict[str, Any]]:
     return states
 
 
-def restore_own_random_states(states: Sequence[dict[str, Any]] | dict[str, Any], *, rank: int) -> bool:
-    """Restore the states of the process `rank`; False where there are none. A single dict is that of rank 0."""
+def restore_own_random_states(states: Sequence[dict[str, Any]] | dict[str, Any], *, rank: int) -> int:
+    """Restore the states of the process `rank`, if they are there; returns of how many processes there are some.
+
+    A single dict is that of rank 0.
+    """
     states = [states] if isinstance(states, dict) else states
-    if rank >= len(states):
-        return False
-    restore_random_states(states[rank])
-    return True
+    if rank < len(states):
+        restore_random_states(states[rank])
+    return len(states)
 
 
 def restore_random_states(states: dict[str, Any]) -> None:

@@ -104,13 +104,9 @@ def go_on_at(data: TrainingData, state: dict[str, Any], logger: logging.Logger) 
     batch size, dataset_enlarge_ratio or the number of processes; BasicSR would go by the old number, and end a
     training early whose passes have grown.
     """
-    iteration = state["iter"]
-    epoch, done = divmod(iteration, data.sampler.batches)
-    if iteration > 0 and state["epoch"] != data.pass_of(iteration):
-        logger.warning(
-            f"Iteration {iteration} belonged to pass {state['epoch']} over the training images, and with the present "
-            f"batch size, dataset_enlarge_ratio and number of processes to pass {data.pass_of(iteration)}: the "
-            "training goes on there, with samples in another order than it would have had."
-        )
-    state["epoch"] = epoch
-    data.sampler.resume_at(epoch, done)
+    before, now = state.get("order") or {}, data.sampler.order
+    changes = [f"{key} {before.get(key, 'not known')} -> {now[key]}" for key in now if before.get(key) != now[key]]
+    if changes:
+        logger.warning(f"The training goes on with samples in another order than before: {', '.join(changes)}.")
+    state["epoch"], done = divmod(state["iter"], data.sampler.batches)
+    data.sampler.resume_at(state["epoch"], done)

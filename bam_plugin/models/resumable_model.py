@@ -37,6 +37,7 @@ class ResumableSRModel(SRModel):
         self._completed = 0
         self._saved: tuple[int, int] | None = None  # epoch and iteration of the last checkpoint
         self._crashed = False
+        self.order: dict[str, Any] | None = None  # of the samples, as its sampler describes it
         super().__init__(opt)
 
     def watches(self) -> dict[str, Any]:
@@ -97,8 +98,10 @@ class ResumableSRModel(SRModel):
             "epoch": epoch,
             "iter": current_iter,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer_types": [type(optimizer).__name__ for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "manual_seed": self.opt.get("manual_seed"),
+            "order": self.order,
             "random": random,
             **{name: each.state_dict() if each is not None else None for name, each in self.watches().items()},
             "best_metric_results": getattr(self, "best_metric_results", {}),
@@ -136,7 +139,10 @@ class ResumableSRModel(SRModel):
         except OSError as problem:
             logger.error(f"No checkpoint could be saved: {problem}")
             return
-        logger.error(f"{type(error).__name__}: the state after iteration {current_iter} is saved; use --auto_resume.")
+        if self.opt["rank"] == 0:
+            logger.error(
+                f"{type(error).__name__}: the state after iteration {current_iter} is saved; use --auto_resume."
+            )
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Take over everything that `save_training_state` keeps; accepts BasicSR's own states too.
@@ -144,8 +150,9 @@ class ResumableSRModel(SRModel):
         Optimizers and schedules keep the settings of the option file, see bam_plugin.optim.resume.
         """
         states = resumed_states(self.schedulers, resume_state["schedulers"])
-        for optimizer, state in zip(self.optimizers, resume_state["optimizers"], strict=True):
-            resume_optimizer(optimizer, state)
+        types = resume_state.get("optimizer_types", [None] * len(states))
+        for optimizer, state, kind in zip(self.optimizers, resume_state["optimizers"], types, strict=True):
+            resume_optimizer(optimizer, state, kind)
         for scheduler, state in zip(self.schedulers, states, strict=True):
             scheduler.load_state_dict(state)
         if resume_state.get("best_metric_results"):
@@ -153,8 +160,12 @@ class ResumableSRModel(SRModel):
         if "random" not in resume_state:
             get_root_logger().warning("The training state holds no random states: resuming is not exact.")
             return
-        if not restore_own_random_states(resume_state["random"], rank=self.opt["rank"]):
-            get_root_logger().warning("The training state is of fewer processes: resuming is not exact.")
+        known = restore_own_random_states(resume_state["random"], rank=self.opt["rank"])
+        if known != self.opt["world_size"]:
+            get_root_logger().warning(
+                f"The training state holds the random states of {known} of {self.opt['world_size']} processes: "
+                "resuming is not exact."
+            )
         for name, each in self.watches().items():
             if each is not None and resume_state.get(name) is not None:
                 each.load_state_dict(resume_state[name])

@@ -14,15 +14,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bam_plugin import _compat
 from bam_plugin.errors import BamError
-from bam_plugin.models.checkpoint import random_states
+from bam_plugin.models.checkpoint import random_states, restore_random_states
 from bam_plugin.models.loaders import TrainingData, go_on_at, make_loaders
 from bam_plugin.optim.schedules import check_restart_schedule, resolve_epochs
 
@@ -46,8 +48,10 @@ class TrainingSession:
         self.data: TrainingData | None = None
         self.iteration = 0
         self._notes: list[str] = []  # to be logged as soon as there is a log
+        self._seed_given = False
         # The random states before the samples of the running iteration were drawn; None until the first iteration.
         self._random: dict[str, Any] | None = None
+        self._drawing = False
         self.bar: tqdm | None = None
         self._resume_state: dict[str, Any] | None = None
         self._signal: int | None = None
@@ -64,6 +68,7 @@ class TrainingSession:
 
         def parse_options(*args: Any, **kwargs: Any) -> Any:
             opt, parsed = parse(*args, **kwargs)
+            self._seed_given = _gives_seed(parsed)
             self._notes += resolve_epochs(opt["train"])
             check_restart_schedule(opt["train"].get("scheduler") or {}, opt["train"]["total_iter"])
             if opt["dist"]:
@@ -80,13 +85,14 @@ class TrainingSession:
         def build_model(opt: dict[str, Any]) -> Any:
             self.model = make_model(opt)
             self.model.tb_logger = self.tb_logger
+            self.model.order = self.data.sampler.order if self.data is not None else None
             return self.model
 
         def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
             self.opt = opt
             self._resume_state = state = load_state(opt)
-            if state is not None and state.get("manual_seed", opt["manual_seed"]) != opt["manual_seed"]:
-                self._notes.append(f"manual_seed stays that of the training state, {state['manual_seed']}.")
+            if state is not None and not self._seed_given and state.get("manual_seed") is not None:
+                self._notes.append(f"manual_seed is that of the training state, {state['manual_seed']}.")
                 opt["manual_seed"] = state["manual_seed"]
             return state
 
@@ -128,9 +134,12 @@ class TrainingSession:
         """Whether all iterations are done."""
         return self.data is not None and self.iteration >= self.data.total_iter
 
-    def iteration_begins(self) -> None:
-        """Note what a failed iteration returns to; called before its samples are drawn."""
-        self._random = random_states()
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Around the drawing of an iteration's samples: notes what a failed iteration returns to."""
+        self._random, self._drawing = random_states(), True
+        yield
+        self._drawing = False
 
     def iteration_done(self) -> None:
         """Count a finished iteration; save after the last one, and save and stop when a signal has asked for it."""
@@ -198,12 +207,20 @@ class TrainingSession:
         # KeyboardInterrupt: a second signal, which asks for an immediate end.
         if rescue is None or self._random is None or self.iteration == 0 or isinstance(error, KeyboardInterrupt):
             return
+        if self._drawing:
+            restore_random_states(self._random)
         rescue(self._pass(), self.iteration, error, self._random)
 
     def _pass(self) -> int:
         """The pass of the last finished iteration, as BasicSR's loop counts it."""
         assert self.data is not None  # as soon as there are iterations
         return self.data.pass_of(self.iteration)
+
+
+def _gives_seed(arguments: Any) -> bool:
+    """Whether the option file or the command line say the seed; else BasicSR draws one."""
+    given = yaml.safe_load(Path(arguments.opt).read_text()).get("manual_seed") is not None
+    return given or any(entry.partition("=")[0].strip() == "manual_seed" for entry in arguments.force_yml or ())
 
 
 class WatchedPrefetcher:
@@ -237,7 +254,7 @@ class WatchedPrefetcher:
         if self._session.finished:
             # BasicSR's loop would count one iteration too many and start another pass before it notices.
             return None
-        self._session.iteration_begins()
-        batch = self._prefetcher.next()
+        with self._session.drawing():
+            batch = self._prefetcher.next()
         self._in_iteration = batch is not None
         return batch

@@ -68,6 +68,7 @@ def supports_norm(norm: nn.Module, x: Tensor) -> bool:
         and norm.training
         and norm.affine
         and norm.running_mean is not None
+        and norm.num_features == x.shape[1]
         and norm.weight.dtype == _computed_as(x)
     )
 
@@ -161,10 +162,10 @@ class _BinaryConv(torch.autograd.Function):
         mean, inverse_deviation, slope, shift = _fold(x, norm)
         dtype = _dtype_of_signs(x, signs, gradient_dtype)
         dot = _convolve(_signs(x, slope, shift, dtype), signs.to(dtype), geometry)
-        scale = magnitude if output_scale is None else magnitude * output_scale
+        scale = magnitude.contiguous() if output_scale is None else magnitude * output_scale
         ctx.save_for_backward(x, gamma, mean, inverse_deviation, slope, shift, signs, magnitude, scale, output_scale)
         ctx.options = (norm.eps, estimator, geometry, gradient_dtype)
-        if x.dtype == torch.float32 and native.usable(dot):
+        if x.dtype == torch.float32 and native.usable(dot) and native.takes(dot.shape[1], scale):
             return native.scaled(dot, scale)
         return dot.to(x.dtype).mul_(scale.view(1, -1, 1, 1))
 
@@ -176,7 +177,12 @@ class _BinaryConv(torch.autograd.Function):
         needs = ctx.needs_input_grad
         weight = (signs * scale.view(-1, 1, 1, 1)).to(dtype)
         grad_signs, grad_weight = _convolve_backward(grad.to(dtype), _signs(x, slope, shift, dtype), weight, geometry)
-        if x.dtype == torch.float32 and estimator[0] in native.ESTIMATORS and native.usable(x, grad_signs):
+        if (
+            x.dtype == torch.float32
+            and estimator[0] in native.ESTIMATORS
+            and native.usable(x, grad_signs)
+            and native.takes(x.shape[1], slope, shift, mean, inverse_deviation, gamma)
+        ):
             grad_x, grad_gamma, grad_beta = native.norm_sign_backward(
                 grad_signs,
                 x,
@@ -238,7 +244,7 @@ class _Weigh(torch.autograd.Function):
 
 def _fold(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """BN(x) as x slope + shift: (mean, 1 / deviation, slope, shift), each (C,); moves the running statistics."""
-    if x.numel() == x.shape[1]:
+    if x.numel() <= x.shape[1]:
         raise ValueError(
             f"batch statistics need more than one value per channel, found input of shape {tuple(x.shape)}"
         )
@@ -249,7 +255,7 @@ def _fold(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tens
             momentum = 1.0 / float(norm.num_batches_tracked)
     assert norm.running_mean is not None and norm.running_var is not None  # supports_norm
     running = (norm.running_mean, norm.running_var)
-    if x.dtype == torch.float32 and native.usable(x):
+    if x.dtype == torch.float32 and native.usable(x) and native.takes(x.shape[1], norm.weight, norm.bias, *running):
         mean, inverse_deviation, slope, shift = native.fold(
             x, norm.weight, norm.bias, running, momentum=momentum or 0.0, eps=norm.eps
         )
@@ -274,7 +280,8 @@ def _never_zero(shift: Tensor) -> Tensor:
 
 def _signs(x: Tensor, slope: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
     """Sign(BN(x)) as `dtype`, computed alike in both passes, so that both see the same signs."""
-    if x.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16) and native.usable(x):
+    kinds = (torch.float32, torch.bfloat16)
+    if x.dtype == torch.float32 and dtype in kinds and native.usable(x) and native.takes(x.shape[1], slope, shift):
         return native.signs(x, slope, shift, dtype)
     return _sign(_normalize(x, slope, shift), dtype)
 

@@ -1,7 +1,8 @@
 """The element-wise passes of the fast training path, compiled: loads `csrc/training.c`, checks what goes in.
 
-Each takes maps on the CPU in channels_last (`usable`) and goes over them once, where torch's operations go over them
-three to six times. Without the library, which needs a C compiler with OpenMP, fused.py computes with torch.
+Each takes maps on the CPU in channels_last (`usable`) and parameters in float32 (`takes`), and goes over its maps once,
+where torch's operations go over them two to six times. What they take is for the caller to ask: the C code trusts it.
+Without the library, which needs GCC at installation and a torch with GCC's OpenMP, fused.py computes with torch.
 `BAM_NATIVE=0` in the environment switches the library off.
 """
 
@@ -45,12 +46,12 @@ def library() -> ctypes.CDLL | None:
     """The library, or None where it was not built or does not fit this version of the package."""
     for path in sorted(Path(__file__).parent.glob("_training*")):
         try:
-            # torch has loaded its OpenMP already: the library finds that one, and shares its threads.
+            _show_openmp()
             found = ctypes.CDLL(str(path))
             if found.bam_training_abi_version() != ABI_VERSION:
                 raise OSError(f"ABI version {found.bam_training_abi_version()}, expected {ABI_VERSION}")
         except (OSError, AttributeError) as error:
-            _log.warning("%s: cannot be used (%s); install the package again to rebuild it", path, error)
+            _log.warning("%s cannot be used (%s); the training goes on without it, a little slower", path, error)
             continue
         pointer, number = c_void_p, c_float
         shape = [c_int64, c_int, c_int]
@@ -67,9 +68,27 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def _show_openmp() -> None:
+    """Make the symbols of torch's own OpenMP, which it has loaded, visible to the library, which names none.
+
+    A second OpenMP would bring threads of its own, which wait for work in the way of torch's.
+    """
+    root = Path(torch.__file__).parent
+    found = [*root.glob("lib/libgomp*"), *root.parent.glob("torch.libs/libgomp*")]
+    ctypes.CDLL(str(found[0]) if found else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+
+
 def usable(*maps: Tensor) -> bool:
     """Whether the functions below take the maps (N, C, H, W): channels_last, float32 or bfloat16, C divisible by 16."""
     return _enabled and all(_fits(each) for each in maps) and library() is not None
+
+
+def takes(channels: int, *rows: Tensor) -> bool:
+    """Whether these are parameters of so many channels that the functions below take: (C,) float32 on the CPU."""
+    return all(
+        each.shape == (channels,) and each.dtype == torch.float32 and each.device.type == "cpu" and each.is_contiguous()
+        for each in rows
+    )
 
 
 def _fits(x: Tensor) -> bool:
@@ -89,8 +108,8 @@ def fold(
     Moves the running mean and variance as nn.BatchNorm2d does.
     """
     channels = x.shape[1]
-    work = torch.empty(torch.get_num_threads() * 2 * channels, dtype=torch.float64)
-    mean, inverse_deviation, slope, shift = torch.empty(4, channels)
+    work = _doubles(torch.get_num_threads() * 2 * channels)
+    mean, inverse_deviation, slope, shift = x.new_empty(4, channels)
     _library().bam_fold(
         *(each.data_ptr() for each in (x, gamma, beta, *running)),
         momentum,
@@ -112,7 +131,7 @@ def signs(x: Tensor, slope: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor
 
 def scaled(dot: Tensor, scale: Tensor) -> Tensor:
     """The product dot * scale in float32; dot is bfloat16 or float32, scale (C,) float32."""
-    out, scale = _empty_like(dot, torch.float32), scale.contiguous()
+    out = _empty_like(dot, torch.float32)
     _library().bam_scale(dot.data_ptr(), dot.dtype == torch.bfloat16, scale.data_ptr(), out.data_ptr(), *_shape(dot))
     return out
 
@@ -132,9 +151,9 @@ def norm_sign_backward(
 
     grad: of y, bfloat16 or float32 in channels_last. mean, inverse_deviation: of x. slope, shift: of the folded BN.
     """
-    channels, threads = x.shape[1], torch.get_num_threads()
-    work = torch.empty(threads * 2 * channels, dtype=torch.float64)
-    rows, gradients = torch.empty(3 * channels), torch.empty(2, channels)
+    channels = x.shape[1]
+    work = _doubles(torch.get_num_threads() * 2 * channels)
+    rows, gradients = x.new_empty(3 * channels), x.new_empty(2, channels)
     out = _empty_like(x, torch.float32)
     _library().bam_norm_sign_backward(
         grad.data_ptr(),
@@ -156,7 +175,7 @@ def weigh(x: Tensor, scale: float, *, offset: float, magnitude: bool) -> Tensor:
 
 def weigh_backward(grad: Tensor, x: Tensor, scale: float, *, offset: float, magnitude: bool) -> tuple[Tensor, float]:
     """The gradients of `weigh` to x and to scale."""
-    out, work = _empty_like(x, torch.float32), torch.empty(torch.get_num_threads(), dtype=torch.float64)
+    out, work = _empty_like(x, torch.float32), _doubles(torch.get_num_threads())
     grad_scale = _library().bam_weigh_backward(
         grad.data_ptr(), x.data_ptr(), scale, offset, magnitude, work.data_ptr(), out.data_ptr(), *_shape(x)
     )
@@ -167,6 +186,11 @@ def _library() -> ctypes.CDLL:
     found = library()
     assert found is not None  # see usable
     return found
+
+
+def _doubles(count: int) -> Tensor:
+    # A script may have set another default device.
+    return torch.empty(count, dtype=torch.float64, device="cpu")
 
 
 def _empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,17 +16,24 @@ from bam_plugin.optim.errors import OptimizerError
 LOGGER = logging.getLogger("basicsr")
 
 _START_ANEW = "start anew, with path.pretrain_network_g for the weights"
+# Optimizers that keep the same moments.
+_SAME_MOMENTS = ("Adam", "AdamW", "BinaryAdam")
 # What the state of a schedule, and a group of parameters, say of the progress.
 _SCHEDULE_PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "_is_initial", "_get_lr_called_within_step")
 _GROUP_PROGRESS = ("params", "lr", "initial_lr")
 
 
-def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], kind: str | None = None) -> None:
     """Load moments and rates from the state `saved`; the groups' other settings stay. Changed ones are logged.
 
-    Raises OptimizerError, before anything is changed, where `saved` is of an optimizer with other groups.
+    kind: the class of the optimizer that `saved` is of, where it is known. Raises OptimizerError, before anything is
+    changed, where it keeps other moments or has other groups.
     """
     name = type(optimizer).__name__
+    if kind not in (None, name) and not {kind, name} <= set(_SAME_MOMENTS):
+        raise OptimizerError(
+            f"the training state is of {kind}, whose moments are of no use to {name}; choose {kind}, or {_START_ANEW}"
+        )
     groups = [dict(group) for group in optimizer.param_groups]
     for what, now, before in (
         ("parameter groups", *([group.get("name") for group in each] for each in (groups, saved["param_groups"]))),
@@ -38,22 +45,26 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
                 f"the training state holds an optimizer with the {what} {before}, {name} now has {now}: it cannot go "
                 f"on from there; choose the optimizer and rules of the state, or {_START_ANEW}"
             )
+    merged = [_merged(name, own, before) for own, before in zip(groups, saved["param_groups"], strict=True)]
     try:
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict({**saved, "param_groups": merged})
     except (KeyError, TypeError, ValueError) as error:
         raise OptimizerError(f"{name} cannot go on from the training state ({error}); {_START_ANEW}") from error
-    for group, own in zip(optimizer.param_groups, groups, strict=True):
-        label = f"{name} group [{own.get('name')}]"
-        settings = {key: value for key, value in own.items() if key not in _GROUP_PROGRESS}
-        changed = [key for key, value in settings.items() if key != "name" and key in group and group[key] != value]
-        for key in changed:
-            LOGGER.warning(f"{label}: {key} was {group[key]} in the training state and is {settings[key]} now.")
-        if (wanted := own.get("initial_lr")) != (kept := group.get("initial_lr")):
-            LOGGER.warning(
-                f"{label}: the rate stays that of the training state, {kept}; the option file "
-                f"says {wanted}. To change it, {_START_ANEW}."
-            )
-        group.update(settings)
+
+
+def _merged(name: str, own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """The group `saved` with the settings of `own`; logs what that changes."""
+    label = f"{name} group [{own.get('name')}]"
+    settings = {key: value for key, value in own.items() if key not in _GROUP_PROGRESS}
+    for key, value in settings.items():
+        if key != "name" and key in saved and saved[key] != value:
+            LOGGER.warning(f"{label}: {key} was {saved[key]} in the training state and is {value} now.")
+    if (wanted := own.get("initial_lr")) != (kept := saved.get("initial_lr")):
+        LOGGER.warning(
+            f"{label}: the rate stays that of the training state, {kept}; the option file says {wanted}. To change it, "
+            f"{_START_ANEW}."
+        )
+    return {**saved, **settings}
 
 
 def resumed_states(

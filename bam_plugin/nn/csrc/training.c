@@ -2,8 +2,8 @@
  *
  * A map is float32 or bfloat16 (`half`) in the order (N, H, W, C): `pixels` rows of `channels` values. Parameters of
  * channels are float32. Threads share the pixels in equal parts, and sums over pixels add up the parts in their order: a
- * result depends on the number of threads but not on their timing. Threads come from the OpenMP that PyTorch has loaded.
- * Nothing here checks shapes: bam_plugin/nn/native.py does.
+ * result depends on the number of threads but not on their timing. Threads come from the OpenMP that PyTorch has loaded,
+ * see native.py. Nothing here checks what comes in.
  *
  * Sixteen channels are worked on at a time, as vectors of the compiler (GCC, Clang): `channels` is a multiple of 16.
  */

@@ -83,7 +83,8 @@ class BuildLibraries(build_ext):
 
     def _build_training(self, ext: Library) -> None:
         objects = [self._compile(ext, source, ["-fopenmp", "-Wno-psabi"]) for source in ext.sources]
-        self._link(ext, objects, ["-fopenmp"])
+        # Not linked with an OpenMP: it is to use torch's, see bam_plugin/nn/native.py.
+        self._link(ext, objects, [])
 
     def _build_kernels(self, ext: Library) -> None:
         folder, objects, macros = HERE.relative_to(ROOT), [], []
