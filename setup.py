@@ -26,6 +26,7 @@ TRAIN = [
     "basicsr>=1.4.2",
     "lmdb>=1.4",
     "msgspec>=0.18",
+    "setuptools; python_version >= '3.12'",  # BasicSR imports distutils
     "tensorboard>=2.14",
     "torch>=2.4",
     "torchvision>=0.19",

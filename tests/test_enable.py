@@ -28,7 +28,11 @@ class Environment:
         site = folder / "env" / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
         # Folders in a .pth file are searched, but their own .pth files are not run.
         libraries = dict.fromkeys([str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
-        (site / "libraries.pth").write_text("\n".join(libraries) + "\n")
+        lines = list(libraries)
+        if sys.version_info >= (3, 12):
+            # BasicSR needs distutils, which is setuptools' since 3.12; this is what its .pth file does.
+            lines.append("import _distutils_hack; _distutils_hack.add_shim()")
+        (site / "libraries.pth").write_text("\n".join(lines) + "\n")
         self.hook = site / "zz_bam_plugin.pth"
         self.clone = folder / "BasicSR"
         (self.clone / "basicsr").mkdir(parents=True)
