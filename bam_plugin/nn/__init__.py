@@ -3,6 +3,7 @@
 sign.py: Sign and its straight-through estimators. accumulation.py: bit accumulation (BAM); alpha.py: its eq. 6.
 weights.py, activations.py: the binarizers, binarizers.py: their tables. binary_conv.py: BinaryConv2d. methods.py: what
 papers put around a binary convolution. layers.py: BinaryLayer and BinaryChain. blocks.py: LBBlock and HPBBlock.
+fused.py: the fast path of training; native.py and csrc/: its passes in C.
 swap.py: binarize(), which puts binary convolutions into any network by a recipe (recipe.py);
 grouping.py and watching.py serve it.
 """
