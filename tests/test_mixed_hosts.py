@@ -36,7 +36,7 @@ def test_walk_over_hosts(host):
     assert isinstance(model, MixedModel if host in MIXED else PackedModel)
     assert comparison.flipped <= 1e-4 * comparison.signs > 0
     assert len(comparison.flips) == sum(row.note.startswith("packed") for row in conversion.rows)
-    assert comparison.max_difference <= 1 and comparison.max_float_difference < 1e-4
+    assert comparison.same_signs.max_difference <= 1 and comparison.same_signs.max_float_difference < 1e-4
     assert sum(row.bytes_after for row in conversion.rows) == sum(array.nbytes for array in model.tensors.values())
     if host not in MIXED:
         return

@@ -100,7 +100,7 @@ def test_command_writes_a_checked_onnx_file(checkpoint, tmp_path, capsys):
     assert "a name of its own" in capsys.readouterr().err
     assert main(arguments) == 0
     assert "the ONNX model compared with PyTorch on 5 images" in capsys.readouterr().out
-    assert json.loads(report.read_text())["onnx"]["comparison"]["within_one_share"] > 0.999
+    assert json.loads(report.read_text())["onnx"]["comparison"]["agreement"] > 0.9999
     assert onnx_runner(onnx.read_bytes())(np.zeros((5, 3, 3), np.float32)).shape == (20, 12, 3)
     packed.unlink()
     report.unlink()

@@ -26,6 +26,7 @@ from bam_plugin.packed.reference import unpack_filters
 OPSET = 17
 IR_VERSION = 8  # of the time of the opset, so that runtimes of the last years read it
 IMAGE, RESULT = "image", "upscaled"
+_BITS = ".bits"  # behind the name of a threshold whose map has the values 0 and 1
 
 
 def require(package: str) -> Any:
@@ -96,7 +97,7 @@ class _Export:
         self.add("Mul", [dot, scale], node.name)
 
     def sign_map(self, node: Node, alphabet: str) -> str:
-        name = node.name if alphabet == "-1,+1" else f"{node.name}.bits"
+        name = node.name if alphabet == "-1,+1" else f"{node.name}{_BITS}"
         above, below = sign_values(node, self.model, alphabet)
         limit = self.per_channel(f"{node.name}.threshold", self.model.tensors[node.tensors["threshold"]])
         values = [self.per_channel(f"{name}.above", above), self.per_channel(f"{name}.below", below)]
@@ -166,16 +167,18 @@ class _Export:
         return made
 
 
-def export_onnx(model: PackedModel) -> bytes:
+def export_onnx(model: PackedModel, *, signs: bool = False) -> bytes:
     """The ONNX file's bytes: `image` float32 (batch, C, height, width) -> `upscaled` (batch, C, H scale, W scale).
 
-    Equal models give equal bytes. Raises MissingDependencyError without the package onnx.
+    With `signs` the float maps behind the thresholds are outputs, too. Equal models give equal bytes. Raises
+    MissingDependencyError without the package onnx.
     """
     export = _Export(onnx=require("onnx"), model=model, whole_dots=True)
     export.add("Identity", [IMAGE], INPUT)
     export.walk(model.graph.nodes)
     export.add("Identity", [model.graph.output], RESULT)
-    made = export.finish([(IMAGE, INPUT)], [(RESULT, model.graph.output)])
+    observed = [(name, threshold) for (threshold, _), name in export.signs.items()] if signs else []
+    made = export.finish([(IMAGE, INPUT)], [(RESULT, model.graph.output), *observed])
     facts = {"scale": model.scale, "packed_sha256": model.sha256, "network_g": model.metadata.get("network_g")}
     for key, value in facts.items():
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -209,9 +212,21 @@ def make_session(data: bytes, *, threads: int = 0) -> Any:
 def onnx_runner(data: bytes, *, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """The model on onnxruntime's CPU: float32 (H, W, C) -> (H scale, W scale, C); 0 threads leave it the choice."""
     session = make_session(data, threads=threads)
+    return lambda image: _run(session, [RESULT], image)[0]
 
-    def run(image: np.ndarray) -> np.ndarray:
-        pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
-        return session.run([RESULT], {IMAGE: pixels})[0][0].transpose(1, 2, 0)
+
+def observed_runner(model: PackedModel) -> Callable[[np.ndarray], tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """As `onnx_runner` with the export of `model`, and by threshold the bits (H, W, C), True where the value is low."""
+    session = make_session(export_onnx(model, signs=True))
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        values = dict(zip(names, _run(session, names, image), strict=True))
+        return values.pop(RESULT), {name.removesuffix(_BITS): value <= 0 for name, value in values.items()}
 
     return run
+
+
+def _run(session: Any, names: Sequence[str], image: np.ndarray) -> list[np.ndarray]:
+    pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+    return [value[0].transpose(1, 2, 0) for value in session.run(list(names), {IMAGE: pixels})]

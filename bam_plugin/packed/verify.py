@@ -1,16 +1,21 @@
 """Comparison of a packed network with the PyTorch network it was made from.
 
 Both see the same images: fixed ones from a seed, and the part of a real photo that `photo.png` holds (a perched osprey;
-its photographer gave it to the public domain, CC0). Reported are the differences of the 8-bit pictures and, layer by
-layer, the signs that came out differently: a float operation that rounds differently in front of a threshold can flip a
-sign whose input lies next to it, and only there.
+its photographer gave it to the public domain, CC0).
+
+A float operation that rounds differently in front of a threshold can flip a sign whose input lies next to it, and only
+there. But in a deep network one flipped sign flips thousands behind it, so that the pictures of two runs alone say
+little. Therefore PyTorch runs twice: by itself, and going on, layer by layer, with the signs that the packed network
+has. There a sign differs only where its own layer flipped it, and the pictures only by the rounding of float layers,
+however deep the network is: what is more than a few signs of a million is a fault.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,26 +24,59 @@ import numpy as np
 import torch
 from torch import nn
 
+from bam_plugin.nn.activations import ActivationBinarizer
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.reference import words_to_bits
 
 SEED = 20200823
+Run = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]  # image -> picture, bits (True = low) by name
 SIZES = ((48, 64), (37, 53), (16, 1), (1, 1))  # height, width: even, odd, narrower than a kernel, one pixel
 
 
 @dataclass
+class Difference:
+    """How far pictures are apart. Shares are in [0, 1]; differences are of 8-bit values, but the last, of floats."""
+
+    values: int = 0
+    equal: int = 0
+    within_one: int = 0
+    max_difference: int = 0
+    max_float_difference: float = 0.0
+
+    @property
+    def equal_share(self) -> float:
+        """Share of the 8-bit values that are equal."""
+        return self.equal / max(1, self.values)
+
+    @property
+    def within_one_share(self) -> float:
+        """Share of the 8-bit values that differ by at most 1."""
+        return self.within_one / max(1, self.values)
+
+    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
+        """Count two pictures (H, W, C) in."""
+        difference = np.abs(_to_8_bit(expected) - _to_8_bit(found))
+        self.values += difference.size
+        self.equal += int((difference == 0).sum())
+        self.within_one += int((difference <= 1).sum())
+        self.max_difference = max(self.max_difference, int(difference.max()))
+        self.max_float_difference = max(self.max_float_difference, float(np.abs(expected - found).max()))
+
+
+@dataclass
 class Comparison:
-    """What a comparison found. Shares are in [0, 1]; differences are of 8-bit values."""
+    """What a comparison found.
+
+    `same_signs`: PyTorch goes on with the packed network's signs; `alone`: each network with its own. `flips`: by
+    layer, the signs that differ though those before them are the same, and all signs.
+    """
 
     images: int = 0
-    values: int = 0
-    max_difference: int = 0
-    equal_share: float = 1.0
-    within_one_share: float = 1.0
-    max_float_difference: float = 0.0
-    flips: dict[str, tuple[int, int]] = field(default_factory=dict)  # layer -> (flipped signs, all signs)
+    same_signs: Difference = field(default_factory=Difference)
+    alone: Difference = field(default_factory=Difference)
+    flips: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def flipped(self) -> int:
@@ -49,6 +87,17 @@ class Comparison:
     def signs(self) -> int:
         """Signs of all layers together."""
         return sum(total for _, total in self.flips.values())
+
+    @property
+    def most_flipped(self) -> tuple[str, float]:
+        """The layer with the largest share of flipped signs, and this share; ("", 0.0) where none is flipped."""
+        shares = {name: flipped / max(1, total) for name, (flipped, total) in self.flips.items() if flipped}
+        return max(shares.items(), key=lambda item: item[1], default=("", 0.0))
+
+    @property
+    def agreement(self) -> float:
+        """From the same signs: the share of 8-bit values within 1, or of one layer's signs, whichever is smaller."""
+        return min(self.same_signs.within_one_share, 1 - self.most_flipped[1])
 
 
 def seeded_images(channels: int) -> list[np.ndarray]:
@@ -88,30 +137,57 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.int16)
 
 
-def _run_torch(network: nn.Module, image: np.ndarray) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
-    """The network's picture (H, W, C) and, per binarized activation, the bits (True = low) of each call and base."""
-    signs: dict[str, list[np.ndarray]] = defaultdict(list)
+@contextlib.contextmanager
+def _noted_signs(network: nn.Module, given: Mapping[str, np.ndarray]) -> Iterator[dict[str, list[np.ndarray]]]:
+    """Inside the block a forward notes, per binarized activation, the bits of each call and base.
 
-    def note(module: BinaryConv2d, inputs: tuple[torch.Tensor, ...], path: str) -> None:
-        activation = module.binarize_activation
-        maps = [activation.split(inputs[0])] if activation.has_magnitude else activation.decompose(inputs[0])
-        for values, _ in maps if activation.alphabet is not None else []:
-            signs[path].append((values[0] <= 0).permute(1, 2, 0).cpu().numpy())
+    It goes on with the bits of `given` where there are some.
+    """
+    noted: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    handles = [
-        module.register_forward_pre_hook(functools.partial(note, path=f"{name}.binarize_activation".lstrip(".")))
-        for name, module in network.named_modules()
-        if isinstance(module, BinaryConv2d)
-    ]
+    def exchange(path: str, activation: ActivationBinarizer, signs: torch.Tensor) -> torch.Tensor:
+        bits = given.get(_value_name(path, len(noted[path])))
+        noted[path].append((signs[0] <= 0).permute(1, 2, 0).cpu().numpy())
+        if bits is None:
+            return signs
+        low = signs.new_tensor(-1.0 if activation.alphabet == "-1,+1" else 0.0)
+        return torch.where(torch.from_numpy(bits).permute(2, 0, 1)[None].to(signs.device), low, torch.ones_like(signs))
+
+    def split(path: str, activation: ActivationBinarizer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        signs, magnitude = type(activation).split(activation, x)
+        return exchange(path, activation, signs), magnitude
+
+    def decompose(
+        path: str, activation: ActivationBinarizer, x: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        return [(exchange(path, activation, m), factor) for m, factor in type(activation).decompose(activation, x)]
+
+    replaced = []
+    try:
+        for name, module in network.named_modules():
+            if isinstance(module, BinaryConv2d) and module.binarize_activation.alphabet is not None:
+                activation = module.binarize_activation
+                view = split if activation.has_magnitude else decompose  # what an evaluation calls
+                path = f"{name}.binarize_activation".lstrip(".")
+                setattr(activation, view.__name__, functools.partial(view, path, activation))
+                replaced.append((activation, view.__name__))
+        yield noted
+    finally:
+        for activation, view_name in replaced:
+            delattr(activation, view_name)
+
+
+def _run_torch(
+    network: nn.Module, image: np.ndarray, given: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
+    """The network's picture (H, W, C) and signs, as `_noted_signs` has them."""
     training = network.training
     try:
         network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), _noted_signs(network, given) as signs:
             result = network(torch.from_numpy(image).permute(2, 0, 1)[None])
     finally:
         network.train(training)
-        for handle in handles:
-            handle.remove()
     return result[0].permute(1, 2, 0).float().cpu().numpy(), signs
 
 
@@ -147,46 +223,38 @@ def compare(network: nn.Module, engine: Engine | MixedEngine, images: Iterable[n
     """
     if isinstance(engine, MixedEngine):
         fitted = (_padded(image, [engine.sizes.fit(length) for length in image.shape[:2]]) for image in images)
-        return _compare(network, lambda image: _run_mixed(engine, image), fitted)
-    return _compare(network, lambda image: _run_packed(engine, image), images)
+        return compare_runs(network, lambda image: _run_mixed(engine, image), fitted)
+    return compare_runs(network, lambda image: _run_packed(engine, image), images)
 
 
 def _padded(image: np.ndarray, size: list[int]) -> np.ndarray:
     return np.pad(image, [(0, size[0] - image.shape[0]), (0, size[1] - image.shape[1]), (0, 0)], mode="edge")
 
 
-def compare_pictures(
-    network: nn.Module, run: Callable[[np.ndarray], np.ndarray], images: Iterable[np.ndarray]
-) -> Comparison:
-    """The same for anything that makes pictures, such as an ONNX runtime: no signs are compared."""
-    return _compare(network, lambda image: (run(image), {}), images)
-
-
-def _compare(
+def compare_runs(
     network: nn.Module,
-    run: Callable[[np.ndarray], tuple[np.ndarray, dict[str, np.ndarray]]],
+    run: Run,
     images: Iterable[np.ndarray],
+    *,
+    run_alone: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Comparison:
+    """The same for anything that makes pictures and shows its signs, such as an ONNX runtime.
+
+    `run_alone` makes the pictures to compare alone, where what shows its signs is not what is delivered.
+    """
     found = Comparison()
-    equal = within = 0
     flips: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for image in images:
-        expected, expected_signs = _run_torch(network, image)
-        packed, packed_signs = run(image)
-        difference = np.abs(_to_8_bit(expected) - _to_8_bit(packed))
+        picture, given = run(image)
         found.images += 1
-        found.values += difference.size
-        found.max_difference = max(found.max_difference, int(difference.max()))
-        found.max_float_difference = max(found.max_float_difference, float(np.abs(expected - packed).max()))
-        equal += int((difference == 0).sum())
-        within += int((difference <= 1).sum())
-        for path, calls in expected_signs.items():
+        found.alone.add(_run_torch(network, image, {})[0], run_alone(image) if run_alone else picture)
+        expected, own = _run_torch(network, image, given)
+        found.same_signs.add(expected, picture)
+        for path, calls in own.items():
             for index, signs in enumerate(calls):
                 name = _value_name(path, index)
-                if name in packed_signs:  # a layer whose result nobody reads is not in the graph
-                    flips[name][0] += int((signs != packed_signs[name]).sum())
+                if name in given:  # a layer whose result nobody reads is not in the graph
+                    flips[name][0] += int((signs != given[name]).sum())
                     flips[name][1] += signs.size
-    found.equal_share = equal / max(1, found.values)
-    found.within_one_share = within / max(1, found.values)
     found.flips = {name: (flipped, total) for name, (flipped, total) in flips.items()}
     return found
