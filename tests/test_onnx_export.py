@@ -15,7 +15,8 @@ from bam_plugin.cli import main
 from bam_plugin.packed import Engine, PackedModel
 from bam_plugin.packed.converter import build_network, convert_network
 from bam_plugin.packed.graph_builder import GraphBuilder
-from bam_plugin.packed.onnx_export import export_onnx, onnx_runner
+from bam_plugin.packed.onnx_export import export_onnx, observed_runner, onnx_runner
+from bam_plugin.packed.verify import compare_runs, default_images
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -75,7 +76,10 @@ def test_every_binarizer_equals_pytorch(binarizer):
     network = enliven(build_network({"type": "SRResNet", "num_feat": 8, "num_block": 1, "upscale": 3} | {
         "binarizer": binarizer
     })).eval()  # fmt: skip
-    run = onnx_runner(export_onnx(convert_network(network, verify=False).model), threads=1)
+    conversion = convert_network(network)
+    seen = compare_runs(network, observed_runner(conversion.model), default_images(3))
+    assert seen.agreement >= 0.9999 and seen.flips.keys() == conversion.comparison.flips.keys()
+    run = onnx_runner(export_onnx(conversion.model), threads=1)
     for size in SIZES:
         image = np.random.default_rng(2).random((*size, 3), dtype=np.float32)
         with torch.no_grad():
