@@ -17,7 +17,7 @@ all: $(INSTALLED)
 
 # torch comes first and build isolation is off, because basicsr's setup.py imports torch: isolated, pip would download a
 # second torch for the build.
-$(INSTALLED): setup.py pyproject.toml requirements.txt $(wildcard bam_plugin/*/csrc/*.[ch]) bam_plugin/packed/csrc/build.py
+$(INSTALLED): setup.py pyproject.toml requirements.txt $(wildcard bam_plugin/*/csrc/*.[ch]) bam_plugin/engine/csrc/build.py
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with venv is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel cython
@@ -35,4 +35,4 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 clean:
-	rm -rf .venv demo build *.egg-info bam_plugin/packed/_kernels* bam_plugin/nn/_training*
+	rm -rf .venv demo build *.egg-info bam_plugin/engine/_kernels* bam_plugin/nn/fast/_training*

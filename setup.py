@@ -39,7 +39,7 @@ DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350", "sele
 
 def library_build():
     """The module that builds the C libraries, loaded by path: the package itself needs NumPy to be imported."""
-    path = HERE / "bam_plugin/packed/csrc/build.py"
+    path = HERE / "bam_plugin/engine/csrc/build.py"
     spec = importlib.util.spec_from_file_location("library_build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -76,7 +76,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["bam_plugin", "bam_plugin.*"]),
-    package_data={"bam_plugin": ["zoo/*", "data/*.csv", "packed/*.png"]},
+    package_data={"bam_plugin": ["zoo/*", "data/*.csv", "conversion/*.png"]},
     ext_modules=list(BUILD.LIBRARIES),
     cmdclass={"build_ext": BUILD.BuildLibraries, "build_py": BuildWithOptions, "bdist_wheel": PlatformWheel},
     install_requires=RUNTIME,

@@ -12,9 +12,9 @@ class _BasicSRFinder:
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "basicsr":
-            from bam_plugin import _compat
+            from bam_plugin.toolbox import compat
 
-            _compat.apply()
+            compat.apply()
         elif fullname == "basicsr.utils.options":
             from importlib.machinery import PathFinder
 

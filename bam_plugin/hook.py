@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bam_plugin import _compat
-from bam_plugin._files import atomic_path
 from bam_plugin.errors import BamError
+from bam_plugin.files import atomic_path
+from bam_plugin.toolbox import compat
 
 # Read after the .pth files by which development installations are found.
 FILE_NAME = "zz_bam_plugin.pth"
@@ -102,7 +102,7 @@ def _prepare(is_train: bool) -> bool:
     path = option_file(sys.argv[1:])
     if path is None or not _is_ours(path):
         return False
-    _compat.repair_pipelines()
+    compat.repair_pipelines()
     for name in ("bam_plugin.archs", "bam_plugin.models", "bam_plugin.optim"):
         importlib.import_module(name)
     _repair_running_script()
@@ -158,7 +158,7 @@ def _repair_running_script() -> None:
     """A train.py that runs as a script has its own copy of the function that needs a GPU to resume."""
     script = sys.modules.get("__main__")
     if script is not None and hasattr(script, "train_pipeline") and hasattr(script, "load_resume_state"):
-        script.load_resume_state = _compat.load_resume_state  # type: ignore[attr-defined]
+        script.load_resume_state = compat.load_resume_state  # type: ignore[attr-defined]
 
 
 def _adapt_sampler() -> None:

@@ -94,8 +94,8 @@ def _work(args: argparse.Namespace) -> int:
 def _picture_case():
     from fuzzing import mutate, picture_seeds
 
-    from bam_plugin.packed.images import probe_picture, read_picture
-    from bam_plugin.packed.picture_errors import PictureError
+    from bam_plugin.pictures.errors import PictureError
+    from bam_plugin.pictures.read import probe_picture, read_picture
 
     seeds = list(picture_seeds().values())
 
@@ -112,8 +112,9 @@ def _packed_case():
     from fuzzing import edited_models, mutate
     from upscale_models import tiny_model
 
+    from bam_plugin.engine import Engine
     from bam_plugin.errors import BamError
-    from bam_plugin.packed import Engine, PackedFormatError
+    from bam_plugin.packed import PackedFormatError
     from bam_plugin.packed.format import pack_model, unpack_model
 
     model = tiny_model()

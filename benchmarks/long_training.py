@@ -15,7 +15,7 @@ import csv
 import re
 from pathlib import Path
 
-from bam_plugin._files import atomic_path
+from bam_plugin.files import atomic_path
 
 _ITERATION = re.compile(r"iter: *([\d,]+),")
 _RESUME = re.compile(r"Resuming training from epoch: \d+, iter: (\d+)")

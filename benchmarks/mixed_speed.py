@@ -15,10 +15,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bam_plugin.packed.converter import build_network, convert_network
-from bam_plugin.packed.engine import available_isas
+from bam_plugin.conversion.converter import build_network, convert_network
+from bam_plugin.engine.engine import available_isas
+from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.packed.format import unpack_any
-from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.mixed_format import MixedModel
 
 HOST = {

@@ -24,8 +24,8 @@ import torch
 
 import bam_plugin.archs  # noqa: F401  (repairs BasicSR before it is imported)
 from bam_plugin.archs.bsrn_arch import BSRN
-from bam_plugin.models import precision
-from bam_plugin.nn import fused, native
+from bam_plugin.models import autocast
+from bam_plugin.nn.fast import fused, native
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,13 @@ def make_step(variant: Variant, args: argparse.Namespace) -> Callable[[], None]:
         network = network.to(memory_format=torch.channels_last)
         lq = lq.contiguous(memory_format=torch.channels_last)
     with fused.switched(variant.fused):
-        precision.prepare(network, variant.precision)
+        autocast.prepare(network, variant.precision)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=variant.fused_optimizer)
 
     def step() -> None:
         with fused.switched(variant.fused), native.switched(variant.native):
             optimizer.zero_grad(set_to_none=True)
-            with precision.autocast(lq.device, variant.precision):
+            with autocast.autocast(lq.device, variant.precision):
                 output = network(lq)
             torch.nn.functional.l1_loss(output.float(), gt).backward()
             optimizer.step()

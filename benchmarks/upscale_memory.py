@@ -22,7 +22,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 baseline = peak()
 sys.path.insert(0, sys.argv[1])
-from bam_plugin.packed import Upscaler
+from bam_plugin.upscale import Upscaler
 upscaler = Upscaler(sys.argv[2])
 result = upscaler.upscale_file(sys.argv[3], sys.argv[4])
 print(f"| {sys.argv[4].rpartition('.')[2]} | {result.size[0]}x{result.size[1]} | {result.tiles} | {result.seconds:.0f} "

@@ -29,7 +29,7 @@ from small_training import Pairs, measure, read_pairs, sample, training_step
 from tqdm import tqdm
 
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
-from bam_plugin.models.stages import StagedTraining
+from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import BinaryConv2d, RPReLU, set_progress
 
 BATCH, WARM_UP, RATE = 8, 100, 1e-3

@@ -102,7 +102,7 @@ def test_bad_input_becomes_a_message_and_exit_code(tmp_path: Path, capsys: pytes
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
-    from bam_plugin._files import atomic_path
+    from bam_plugin.files import atomic_path
 
     target = tmp_path / "folder/result.png"
     with atomic_path(target) as temporary:

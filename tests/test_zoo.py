@@ -8,11 +8,11 @@ import pytest
 from bam_plugin import cli
 from bam_plugin.data.images import read_image
 from bam_plugin.data.pairs import downscale
-from bam_plugin.data.resize import mod_crop
-from bam_plugin.packed import Upscaler
 from bam_plugin.packed.format import read_packed
 from bam_plugin.packed.precision import read_offers
 from bam_plugin.packed.zoo import DEFAULT_NETWORK, ZOO, find_model, list_models
+from bam_plugin.pictures.resize import mod_crop
+from bam_plugin.upscale import Upscaler
 
 MODELS = list_models()
 IDS = [f"{model.network}_x{model.scale}" for model in MODELS]

@@ -85,14 +85,14 @@ def prepare_photos() -> None:
 
 def train_and_test() -> Path:
     """Train (or resume, or reuse) through BasicSR's train_pipeline, test through its test_pipeline; the checkpoint."""
-    from bam_plugin import test, train
+    from bam_plugin.train import testing, training
 
     checkpoint = DEMO / f"experiments/{NAME}/models/net_g_latest.pth"
     if checkpoint.exists():
         say(f"reusing {checkpoint.relative_to(REPOSITORY)}")
     else:
-        train.train(["-opt", str(TRAIN_OPTIONS), "--auto_resume"])
-    test.test(["-opt", str(TEST_OPTIONS)])
+        training.train(["-opt", str(TRAIN_OPTIONS), "--auto_resume"])
+    testing.test(["-opt", str(TEST_OPTIONS)])
     return checkpoint
 
 
@@ -109,8 +109,8 @@ def convert(checkpoint: Path) -> tuple[Path, dict]:
 def upscale_and_measure(packed: Path) -> list[PhotoResult]:
     """Upscale the held-out photos with the packed file and measure bicubic, the network in PyTorch, and packed."""
     from bam_plugin.data.metrics import calculate_psnr_y, calculate_ssim_y
-    from bam_plugin.data.resize import imresize
-    from bam_plugin.packed import Upscaler
+    from bam_plugin.pictures.resize import imresize
+    from bam_plugin.upscale import Upscaler
 
     upscaler = Upscaler(packed)
     tested = DEMO / f"results/{NAME}/visualization/held_out"
@@ -143,7 +143,7 @@ def upscale_and_measure(packed: Path) -> list[PhotoResult]:
 
 def draw(results: list[PhotoResult], path: Path) -> None:
     """The comparison picture: for each photo bicubic, the network in PyTorch, packed, and the original."""
-    from bam_plugin.data.sheet import Comparison, Panel, choose_box, draw_sheet
+    from bam_plugin.upscale.sheet import Comparison, Panel, choose_box, draw_sheet
 
     titles = {"bicubic": "Bicubic", "network": "Network (PyTorch)", "packed": "Packed (1 bit)"}
     comparisons = []

@@ -16,8 +16,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bam_plugin.nn.recipe import SwapError, as_recipe
-from bam_plugin.nn.swap import binarize
+from bam_plugin.nn.mixing.recipe import SwapError, as_recipe
+from bam_plugin.nn.mixing.swap import binarize
 
 # Names under which networks take the number of input channels.
 CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans", "in_nc")

@@ -12,13 +12,13 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from bam_plugin.engine.engine import Engine
+from bam_plugin.engine.opening import open_engine
 from bam_plugin.errors import BamError
-from bam_plugin.packed.engine import Engine
-from bam_plugin.packed.engines import open_engine
+from bam_plugin.mixed.mixed_engine import MixedEngine
+from bam_plugin.mixed.reach import run_fitted
 from bam_plugin.packed.format import read_model
-from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.precision import FLOAT
-from bam_plugin.packed.reach import run_fitted
 from bam_plugin.packed.zoo import find_model
 
 

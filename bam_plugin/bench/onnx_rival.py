@@ -6,7 +6,7 @@ import numpy as np
 
 from bam_plugin.bench.rivals import Call
 from bam_plugin.bench.segments import Job
-from bam_plugin.packed.onnx_export import export_segment, make_session
+from bam_plugin.conversion.onnx_export import export_segment, make_session
 
 
 def build(job: Job, part: str) -> Call:

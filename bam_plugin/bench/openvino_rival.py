@@ -17,8 +17,8 @@ from openvino import opset13 as ops
 
 from bam_plugin.bench.rivals import Call, RivalError
 from bam_plugin.bench.segments import Job, Segment
+from bam_plugin.conversion.onnx_export import float_filters, sign_values
 from bam_plugin.packed.graph import Node
-from bam_plugin.packed.onnx_export import float_filters, sign_values
 from bam_plugin.packed.reference import unpack_filters
 
 

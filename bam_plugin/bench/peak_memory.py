@@ -1,4 +1,4 @@
-"""Peak memory of a rival: `python -m bam_plugin.bench.memory FILE RIVAL THREADS HEIGHT WIDTH` prints bytes.
+"""Peak memory of a rival: `python -m bam_plugin.bench.peak_memory FILE RIVAL THREADS HEIGHT WIDTH` prints bytes.
 
 In a process of its own. Counted from the program that has loaded the rival's package and the file, to the peak of a run
 after the first one, so what compiling needed for a while does not count, but buffers and converted weights do.
@@ -30,7 +30,7 @@ def peak_memory(path: Path, rival: str, *, threads: int, height: int, width: int
     if not _STATUS.exists():
         raise RivalError("memory of rivals is measured on Linux only")
     numbers = [str(number) for number in (threads, height, width)]
-    command = [sys.executable, "-m", "bam_plugin.bench.memory", str(path), rival, *numbers]
+    command = [sys.executable, "-m", "bam_plugin.bench.peak_memory", str(path), rival, *numbers]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RivalError(f"its memory measurement failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.packed.calibrate import cut_at
-from bam_plugin.packed.engine import Engine
+from bam_plugin.engine.calibrate import cut_at
+from bam_plugin.engine.engine import Engine
+from bam_plugin.engine.fusion import tile_ops
+from bam_plugin.engine.tile_stages import plan_stages
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.fusion import tile_ops
 from bam_plugin.packed.graph import INPUT, Node
-from bam_plugin.packed.stages import plan_stages
 
 PARTS = ("whole", "body", "tail")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bam_plugin.bench import memory
+from bam_plugin.bench import peak_memory
 from bam_plugin.bench.rivals import Rival, RivalError, difference
 from bam_plugin.bench.segments import make_job
+from bam_plugin.engine import kernels, timing
 from bam_plugin.errors import BamError
-from bam_plugin.packed import kernels, timing
 from bam_plugin.packed.format import PackedModel
 
 _log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def measure_memory(
     for rival in rivals:
         if "whole" in session.timings.get(rival.name, {}):
             try:
-                session.memory[rival.name] = memory.peak_memory(
+                session.memory[rival.name] = peak_memory.peak_memory(
                     path, rival.name, threads=threads, height=height, width=width
                 )
             except RivalError as error:

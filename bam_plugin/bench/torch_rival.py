@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 
 from bam_plugin.bench.rivals import Call, RivalError
 from bam_plugin.bench.segments import Job, Segment
+from bam_plugin.conversion.onnx_export import float_filters, sign_values
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import Node
-from bam_plugin.packed.onnx_export import float_filters, sign_values
 
 
 class _Translation:

@@ -18,9 +18,9 @@ from bam_plugin import __version__
 from bam_plugin.bench.rivals import choose
 from bam_plugin.bench.segments import PARTS
 from bam_plugin.bench.session import Session, clock_of, measure_memory, run_session
+from bam_plugin.engine import kernels, timing
+from bam_plugin.engine.engine import available_isas
 from bam_plugin.errors import BamError
-from bam_plugin.packed import kernels, timing
-from bam_plugin.packed.engine import available_isas
 from bam_plugin.packed.format import read_packed
 from bam_plugin.packed.zoo import find_model
 

@@ -23,7 +23,7 @@ from bam_plugin.errors import BamError
 if TYPE_CHECKING:
     import numpy as np
 
-    from bam_plugin.data.sheet import Box, Comparison
+    from bam_plugin.upscale.sheet import Box, Comparison
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,12 +63,12 @@ def _before_after(args: argparse.Namespace) -> int:
 
     One bad picture does not stop the rest: it is listed at the end and makes the exit code 1.
     """
-    from bam_plugin._files import atomic_path
-    from bam_plugin.batch_progress import explain_failure, list_failures
-    from bam_plugin.before_after import before_after_page, before_after_sheet, enlarge_both
     from bam_plugin.data.images import encode_png
-    from bam_plugin.packed.file_jobs import find_sources
-    from bam_plugin.packed.upscaler import Upscaler
+    from bam_plugin.files import atomic_path
+    from bam_plugin.upscale.batch_progress import explain_failure, list_failures
+    from bam_plugin.upscale.before_after import before_after_page, before_after_sheet, enlarge_both
+    from bam_plugin.upscale.file_jobs import find_sources
+    from bam_plugin.upscale.upscaler import Upscaler
 
     output = args.output or Path(f"comparison.{'html' if args.html else 'png'}")
     wanted = ".html" if args.html else ".png"
@@ -98,9 +98,9 @@ def _before_after(args: argparse.Namespace) -> int:
 
 def _measured_sheet(args: argparse.Namespace) -> int:
     """Draw the sheet and print its values as a table."""
-    from bam_plugin._files import atomic_path
     from bam_plugin.data.images import encode_png, list_images
-    from bam_plugin.data.sheet import draw_sheet
+    from bam_plugin.files import atomic_path
+    from bam_plugin.upscale.sheet import draw_sheet
 
     if args.scale is None or args.scale < 2 or args.box_size < 8:
         raise BamError(f"expected --scale >= 2 and --box-size >= 8, found {args.scale} and {args.box_size}.")
@@ -140,11 +140,11 @@ def _compare(
     box_size: int,
     others: Sequence[str],
 ) -> Comparison:
-    from bam_plugin._compat import require_basicsr
     from bam_plugin.data.images import read_image
     from bam_plugin.data.pairs import downscale
-    from bam_plugin.data.resize import imresize, mod_crop
-    from bam_plugin.data.sheet import Comparison, Panel, choose_box
+    from bam_plugin.pictures.resize import imresize, mod_crop
+    from bam_plugin.toolbox.compat import require_basicsr
+    from bam_plugin.upscale.sheet import Comparison, Panel, choose_box
 
     require_basicsr()
     from bam_plugin.data.metrics import calculate_psnr_y, calculate_ssim_y

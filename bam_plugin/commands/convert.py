@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bam_plugin._files import atomic_path
 from bam_plugin.errors import BamError
+from bam_plugin.files import atomic_path
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.mixed_format import MixedModel
 
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _read_image(path: Path, channels: int) -> Any:
     import numpy as np
 
-    from bam_plugin.packed.verify import decode_picture
+    from bam_plugin.conversion.verify import decode_picture
 
     try:
         content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
@@ -189,8 +189,8 @@ def run(args: argparse.Namespace) -> int:
     _check_places(args, source)
     if not 0 <= args.min_agreement <= 1:
         raise ConvertError(f"--min-agreement takes a share from 0 to 1, found {args.min_agreement}")
-    from bam_plugin.packed import converter, onnx_export
-    from bam_plugin.packed.verify import compare_runs, default_images
+    from bam_plugin.conversion import converter, onnx_export
+    from bam_plugin.conversion.verify import compare_runs, default_images
 
     if args.onnx:
         for package in ("onnx",) if args.no_verify else ("onnx", "onnxruntime"):

@@ -9,7 +9,7 @@ import sys
 
 from bam_plugin.config import OptionsError, check_loaded, dump_options, read_options
 from bam_plugin.config.shipped import ShippedFile, copy_shipped, shipped_files
-from bam_plugin.report import paper_methods, paper_value
+from bam_plugin.train.report import paper_methods, paper_value
 
 # The paper's numbers in the description of a method.
 _PRINTED = re.compile(r" \([^)]*\b\d\d\.\d\d\b[^)]*\)")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bam_plugin.config.problems import OptionsError
 
 if TYPE_CHECKING:
-    from bam_plugin.profile import Profile
+    from bam_plugin.conversion.profiling import Profile
 
 # Printed in the paper for x4 and a 1280x720 output: parameters and MACs.
 PAPER = {"VDSR": ("668K", "616.9G"), "SRResNet": ("1547K", "127.9G"), "BSRN": ("1216K", "85G")}
@@ -167,7 +167,7 @@ def _count(options: Mapping[str, Any], size: tuple[int, int]) -> Profile:
 
     from bam_plugin.archs.binarized_arch import CHANNEL_OPTIONS
     from bam_plugin.config.check import check_network, registered_name
-    from bam_plugin.profile import profile
+    from bam_plugin.conversion.profiling import profile
 
     problems = list(check_network(options, ("network_g",)))
     if problems:

@@ -20,14 +20,14 @@ import numpy as np
 from bam_plugin.data.benchmarks import BENCHMARKS, find_hr_images
 from bam_plugin.data.images import list_images, read_image
 from bam_plugin.data.pairs import downscale
-from bam_plugin.data.resize import mod_crop
+from bam_plugin.engine.calibrate import largest_activations, offered_ranges
 from bam_plugin.errors import BamError
-from bam_plugin.packed.calibrate import largest_activations, offered_ranges
 from bam_plugin.packed.format import PackedModel, read_packed, write_packed
 from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.precision import FIELD, INTEGERS, MAX_COST, Offer
-from bam_plugin.packed.upscaler import Upscaler
 from bam_plugin.packed.zoo import find_model
+from bam_plugin.pictures.resize import mod_crop
+from bam_plugin.upscale.upscaler import Upscaler
 
 MAX_IMAGES = 64  # for calibration: spread over the folder's files
 CALIBRATION_SIDE = 128  # pixels of the small pictures' middle that are used

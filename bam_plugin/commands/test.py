@@ -11,6 +11,6 @@ __all__ = ["configure", "run"]
 
 def run(args: argparse.Namespace) -> int:
     """Test."""
-    from bam_plugin.test import main
+    from bam_plugin.train.testing import main
 
     return main(pipeline_arguments(args))

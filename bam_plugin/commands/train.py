@@ -29,6 +29,6 @@ def pipeline_arguments(args: argparse.Namespace) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    from bam_plugin.train import main
+    from bam_plugin.train.training import main
 
     return main(pipeline_arguments(args))

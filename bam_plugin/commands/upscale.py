@@ -18,13 +18,13 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from bam_plugin._files import remove_abandoned
-from bam_plugin.batch_progress import BatchProgress, explain_failure, list_failures
-from bam_plugin.packed.file_jobs import Job, find_sources, plan_jobs
-from bam_plugin.packed.images import MAX_PIXELS
-from bam_plugin.packed.picture_writer import DEFAULT_QUALITY
+from bam_plugin.files import remove_abandoned
 from bam_plugin.packed.precision import FLOAT, PRECISIONS
-from bam_plugin.packed.upscaler import MAX_SCALE, Upscaler, UpscaleResult, target_size
+from bam_plugin.pictures.read import MAX_PIXELS
+from bam_plugin.pictures.write import DEFAULT_QUALITY
+from bam_plugin.upscale.batch_progress import BatchProgress, explain_failure, list_failures
+from bam_plugin.upscale.file_jobs import Job, find_sources, plan_jobs
+from bam_plugin.upscale.upscaler import MAX_SCALE, Upscaler, UpscaleResult, target_size
 
 _log = logging.getLogger(__name__)
 

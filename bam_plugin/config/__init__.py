@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bam_plugin._files import atomic_path
 from bam_plugin.config.loader import LoadedOptions, dump_options, read_options
 from bam_plugin.config.problems import OptionsError, Problem
+from bam_plugin.files import atomic_path
 
 __all__ = [
     "LoadedOptions",

@@ -11,7 +11,6 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bam_plugin import _compat
 from bam_plugin.config.binarizers import check_binarizers
 from bam_plugin.config.data import check_checkpoint, check_datasets, check_paths
 from bam_plugin.config.problems import KeyPath, Problem, suggest
@@ -29,6 +28,7 @@ from bam_plugin.config.schema import (
 from bam_plugin.config.signatures import check_call, check_struct, check_typed
 from bam_plugin.config.sources import keys_read_by
 from bam_plugin.config.training import check_training, in_iterations
+from bam_plugin.toolbox import compat
 
 # What BasicSR's models call metrics with, besides the options.
 _METRIC_INPUTS = ("img", "img2")
@@ -48,7 +48,7 @@ def find_problems(options: Mapping[str, Any], *, is_train: bool, files: bool = T
 
 
 def _register_everything() -> None:
-    _compat.require_basicsr()
+    compat.require_basicsr()
     for name in ("basicsr.data", "basicsr.losses", "basicsr.metrics", "bam_plugin.archs", "bam_plugin.models"):
         importlib.import_module(name)
 
@@ -126,7 +126,7 @@ def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
     """
     from basicsr.utils.registry import ARCH_REGISTRY
 
-    from bam_plugin.nn.swap import Recipe
+    from bam_plugin.nn.mixing.swap import Recipe
 
     archs = dict(iter(ARCH_REGISTRY))
     if isinstance(values, Mapping) and isinstance(values.get("type"), str):

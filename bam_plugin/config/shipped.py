@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bam_plugin._files import atomic_path
 from bam_plugin.config.loader import read_options
 from bam_plugin.config.problems import OptionsError
+from bam_plugin.files import atomic_path
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = ("train", "test")

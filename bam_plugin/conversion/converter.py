@@ -21,17 +21,17 @@ from torch import nn
 
 from bam_plugin import __version__
 from bam_plugin.config import read_options
+from bam_plugin.conversion.layer_report import LayerRow, mixed_rows
+from bam_plugin.conversion.lowering import lower_network
+from bam_plugin.conversion.verify import Comparison, compare, default_images
+from bam_plugin.engine.engine import Engine
+from bam_plugin.mixed.mixed_engine import MixedEngine
+from bam_plugin.mixed.mixed_network import make_mixed
+from bam_plugin.mixed.torch_module import binary_layers
 from bam_plugin.nn.binary_conv import BinaryConv2d
-from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model, unpack_model
-from bam_plugin.packed.layer_report import LayerRow, mixed_rows
-from bam_plugin.packed.lowering import lower_network
-from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.mixed_format import MixedModel
-from bam_plugin.packed.mixed_network import make_mixed
-from bam_plugin.packed.torch_module import binary_layers
-from bam_plugin.packed.verify import Comparison, compare, default_images
 
 PARAM_KEYS = ("params_ema", "params")
 RECORD_KEY = "network_g"  # where bam_plugin.models.checkpoint records the network's options

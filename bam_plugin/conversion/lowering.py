@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from bam_plugin.conversion.layer_report import LayerRow, layer_rows
+from bam_plugin.conversion.lowering_emitter import Emitter, Magnitude, Value
+from bam_plugin.conversion.lowering_ops import FUNCTIONS, METHODS, MODULES
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.errors import ConversionError, PackedFormatError
 from bam_plugin.packed.graph import Graph
-from bam_plugin.packed.layer_report import LayerRow, layer_rows
-from bam_plugin.packed.lowering_emitter import Emitter, Magnitude, Value
-from bam_plugin.packed.lowering_ops import FUNCTIONS, METHODS, MODULES
 
 
 class _Tracer(fx.Tracer):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bam_plugin.packed.activation_steps import finite_array
+from bam_plugin.mixed.activation_steps import finite_array
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.graph_builder import GraphBuilder
 

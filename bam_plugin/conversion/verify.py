@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from bam_plugin.engine.engine import Engine
+from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.nn.activations import ActivationBinarizer
 from bam_plugin.nn.binary_conv import BinaryConv2d
-from bam_plugin.packed.engine import Engine
-from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.reference import words_to_bits
 
 SEED = 20200823

@@ -24,10 +24,10 @@ import numpy as np
 from bam_plugin.data.images import IMAGE_SUFFIXES, encode_png, read_image, unique_keys
 from bam_plugin.data.job import Job, fingerprint, refuse_existing
 from bam_plugin.data.pairs import TooSmallError, downscale
-from bam_plugin.data.resize import mod_crop
 from bam_plugin.data.runner import LeftOut, run_job
 from bam_plugin.data.storage import Entry
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.resize import mod_crop
 
 # Name -> (other names in use, number of images).
 BENCHMARKS: dict[str, tuple[tuple[str, ...], int]] = {

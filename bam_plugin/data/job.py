@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from bam_plugin._files import atomic_path
 from bam_plugin.data.storage import (
     AlreadyPreparedError,
     Entry,
@@ -24,6 +23,7 @@ from bam_plugin.data.storage import (
     Store,
     lmdb_errors,
 )
+from bam_plugin.files import atomic_path
 
 try:
     import fcntl

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from bam_plugin._files import atomic_path
 from bam_plugin.data.benchmarks import PreparedBenchmark, prepare_benchmark
 from bam_plugin.data.images import list_images, read_image, unique_keys
 from bam_plugin.data.job import Job, fingerprint, refuse_existing
@@ -25,6 +24,7 @@ from bam_plugin.data.pairs import Grid, common_modulus, make_pairs
 from bam_plugin.data.runner import LeftOut, run_job
 from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space, require_lmdb
 from bam_plugin.errors import BamError
+from bam_plugin.files import atomic_path
 
 # The folders of `prepare_classic`.
 _CLASSIC = ("T91", "BSDS400", "CC0_photos")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bam_plugin.packed.engine import Engine
+from bam_plugin.engine.engine import Engine
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.precision import LARGEST_RANGE, SMALLEST_RANGE, Integers, reducible_convs

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.packed import blas, kernels, reference
+from bam_plugin.engine import blas, kernels
+from bam_plugin.engine.parameters import Weights
+from bam_plugin.engine.program import Program
+from bam_plugin.packed import reference
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
 from bam_plugin.packed.integers import at_precision
-from bam_plugin.packed.parameters import Weights
 from bam_plugin.packed.precision import FLOAT
-from bam_plugin.packed.program import Program
 
 Kernel = Callable[..., np.ndarray]
 Observer = Callable[[str, np.ndarray], None]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bam_plugin.packed import kernels
+from bam_plugin.engine import kernels
 from bam_plugin.packed.graph import Graph, Node
 from bam_plugin.packed.reference import resize_taps
 

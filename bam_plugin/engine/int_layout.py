@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.packed.kernels import GROUP, NARROW, Isa, padded_channels
+from bam_plugin.engine.kernels import GROUP, NARROW, Isa, padded_channels
 
 BYTE_ZERO = 128  # what a byte of an integer map holds for 0
 SLACK_PIXELS = 16  # pixels behind a map that the last group of a row may read

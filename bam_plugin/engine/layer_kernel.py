@@ -11,14 +11,14 @@ import threading
 
 import numpy as np
 
-from bam_plugin.packed import kernels
-from bam_plugin.packed.engine import Engine, check_image, choose_isa
+from bam_plugin.engine import kernels
+from bam_plugin.engine.engine import Engine, check_image, choose_isa
+from bam_plugin.engine.parameters import Weights
+from bam_plugin.engine.program import FLOAT_SLACK, Program
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT
 from bam_plugin.packed.graph_builder import GraphBuilder
-from bam_plugin.packed.parameters import Weights
-from bam_plugin.packed.program import FLOAT_SLACK, Program
 
 
 def layer_model(

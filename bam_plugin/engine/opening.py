@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bam_plugin.engine.engine import Engine
 from bam_plugin.errors import INSTALL_TRAINING, TRAINING_LIBRARIES, MissingDependencyError
-from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.precision import FLOAT, check_precision
 
 if TYPE_CHECKING:
-    from bam_plugin.packed.mixed_engine import MixedEngine
+    from bam_plugin.mixed.mixed_engine import MixedEngine
 
 
 def open_engine(
@@ -32,7 +32,7 @@ def open_engine(
     if check_precision(precision) != FLOAT:
         raise EngineError(f"a mixed network offers no precision but {FLOAT}, found {precision!r}")
     try:
-        from bam_plugin.packed.mixed_engine import MixedEngine  # the only road from here to torch
+        from bam_plugin.mixed.mixed_engine import MixedEngine  # the only road from here to torch
 
         return MixedEngine(model, isa=isa, threads=threads)
     except ModuleNotFoundError as error:

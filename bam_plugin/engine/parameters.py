@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bam_plugin.packed import int_layout, kernels
-from bam_plugin.packed.fusion import TileOp
+from bam_plugin.engine import int_layout, kernels
+from bam_plugin.engine.fusion import TileOp
+from bam_plugin.engine.kernels import Isa, Op
 from bam_plugin.packed.graph import ValueType
-from bam_plugin.packed.kernels import Isa, Op
 
 ALIGNMENT = 64
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.packed import int_layout, kernels
+from bam_plugin.engine import int_layout, kernels
+from bam_plugin.engine.fusion import tile_ops
+from bam_plugin.engine.kernels import Map, Op, Ref, Stage, stride_of
+from bam_plugin.engine.parameters import ALIGNMENT, Filler, Weights, aligned_zeros
+from bam_plugin.engine.tile_stages import StageOps, plan_stages
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.fusion import tile_ops
 from bam_plugin.packed.graph import INPUT
-from bam_plugin.packed.kernels import Map, Op, Ref, Stage, stride_of
-from bam_plugin.packed.parameters import ALIGNMENT, Filler, Weights, aligned_zeros
 from bam_plugin.packed.precision import INTEGERS
 from bam_plugin.packed.reference import words_for
-from bam_plugin.packed.stages import StageOps, plan_stages
 
 NOWHERE = Ref(-2, 0)
 STRIP_BYTES = 24 << 20  # all windows of the tail together

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bam_plugin.packed import kernels
-from bam_plugin.packed.fusion import TileOp
+from bam_plugin.engine import kernels
+from bam_plugin.engine.fusion import TileOp
 from bam_plugin.packed.graph import INPUT, Graph, ValueType
 
 

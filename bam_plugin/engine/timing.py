@@ -18,20 +18,21 @@ from typing import TypeVar
 
 import numpy as np
 
-from bam_plugin.packed import kernels
-from bam_plugin.packed.engine import Engine
+from bam_plugin.engine import kernels
+from bam_plugin.engine.engine import Engine
+from bam_plugin.engine.parameters import Weights
+from bam_plugin.engine.program import Program
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.integers import at_precision
-from bam_plugin.packed.parameters import Weights
 from bam_plugin.packed.precision import FLOAT, read_offers
-from bam_plugin.packed.program import Program
 from bam_plugin.packed.reference import words_for
 
 _MEMORY_PROGRAM = """
 import resource, sys
 import numpy as np
-from bam_plugin.packed import Engine, read_packed
+from bam_plugin.engine import Engine
+from bam_plugin.packed import read_packed
 
 def peak():
     try:

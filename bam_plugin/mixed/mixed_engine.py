@@ -20,13 +20,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bam_plugin.packed import torch_op
-from bam_plugin.packed.engine import check_image, choose_isa, choose_threads
+from bam_plugin.engine.engine import check_image, choose_isa, choose_threads
+from bam_plugin.mixed import torch_op
+from bam_plugin.mixed.mixed_network import load_network, sizes_of
+from bam_plugin.mixed.reach import run_fitted
+from bam_plugin.mixed.torch_module import PackedConv2d, packed_layers
 from bam_plugin.packed.mixed_format import MixedModel
-from bam_plugin.packed.mixed_network import load_network, sizes_of
-from bam_plugin.packed.reach import run_fitted
 from bam_plugin.packed.reference import words_for
-from bam_plugin.packed.torch_module import PackedConv2d, packed_layers
 
 _PROBE_SIZE = 48  # edge of the picture on which memory is measured
 _UNSEEN = 1.3  # what operators allocate and free inside, over the maps that can be seen

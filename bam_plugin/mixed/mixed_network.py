@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bam_plugin.errors import MissingDependencyError
+from bam_plugin.mixed.reach import Sizes, find_reach, find_sizes
+from bam_plugin.mixed.torch_module import PackedConv2d, binary_layers, pack_network, packed_layers, swap_layers
 from bam_plugin.nn.activations import XNORSign
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.errors import (
@@ -22,8 +24,6 @@ from bam_plugin.packed.errors import (
     UnexpectedTensorError,
 )
 from bam_plugin.packed.mixed_format import MixedModel
-from bam_plugin.packed.reach import Sizes, find_reach, find_sizes
-from bam_plugin.packed.torch_module import PackedConv2d, binary_layers, pack_network, packed_layers, swap_layers
 
 
 def make_mixed(
@@ -106,7 +106,7 @@ def load_network(model: MixedModel) -> nn.Module:
 
 
 def _build(model: MixedModel) -> nn.Module:
-    from bam_plugin.packed.converter import build_network  # only here: conversion makes mixed models, too
+    from bam_plugin.conversion.converter import build_network  # only here: conversion makes mixed models, too
 
     section = model.metadata["network_g"]
     assert isinstance(section, dict)  # MixedModel has checked it

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bam_plugin.packed.layer_kernel import LayerKernel
+from bam_plugin.engine.layer_kernel import LayerKernel
 
 _isa: contextvars.ContextVar[str | None] = contextvars.ContextVar("isa", default=None)
 

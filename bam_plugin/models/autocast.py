@@ -2,8 +2,8 @@
 
 A binary convolution's result is a sum of up to K signs: bfloat16 holds integers exactly only up to 256, and a rounded
 sum moves values across the next sign's threshold. So its inputs are brought back to float32 and autocast is off inside,
-unless it takes the fast path (bam_plugin.nn.fused), where under autocast gradients are rounded, and sums only beyond
-512 (64 channels and 3x3 taps reach 576), where nearly all taps agree.
+unless it takes the fast path (bam_plugin.nn.fast.fused), where under autocast gradients are rounded, and sums only
+beyond 512 (64 channels and 3x3 taps reach 576), where nearly all taps agree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from bam_plugin.errors import BamError
-from bam_plugin.nn import BinaryConv2d, fused
+from bam_plugin.nn import BinaryConv2d
+from bam_plugin.nn.fast import fused
 
 PRECISIONS = ("float32", "bf16", "bf16_all")
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bam_plugin.errors import BamError
-from bam_plugin.models import health, precision, watch
+from bam_plugin.models import autocast, health, watch
 from bam_plugin.models.devices import check_devices
 from bam_plugin.models.distillation import make_teacher
 from bam_plugin.models.ema import AverageStatistics, move_average
 from bam_plugin.models.resumable_model import ResumableSRModel
-from bam_plugin.models.stages import StagedTraining
 from bam_plugin.models.sync_batchnorm import synchronize_batch_norms
+from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.models.validation import validate
 from bam_plugin.nn import set_progress
 from bam_plugin.optim import SCHEDULES, build_optimizers, make_scheduler
@@ -45,7 +45,7 @@ class BinarySRModel(ResumableSRModel):
         sync_bn: statistics over the batches of all processes (with --launcher).
         health_freq: iterations between measurements of the binary layers (0: never); they go to tensorboard.
         distill: a full-precision teacher, see bam_plugin.models.distillation.
-        stages: full precision before binary, see bam_plugin.models.stages.
+        stages: full precision before binary, see bam_plugin.models.training_stages.
         watch: {nonfinite: stop | skip, max_skipped: 10, plateau: warn | stop | null, plateau_window: 1000,
             plateau_patience: 10, plateau_gain: 0.001}.
     """
@@ -66,7 +66,7 @@ class BinarySRModel(ResumableSRModel):
             # A stage of full-precision weights leaves the binarizers' own parameters unused.
             self.opt["find_unused_parameters"] = True
         if self.is_train:
-            precision.prepare(net, train_opt.get("precision", "float32"))
+            autocast.prepare(net, train_opt.get("precision", "float32"))
             if train_opt.get("channels_last", False):
                 net = net.to(memory_format=torch.channels_last)
             if self.opt["dist"] and train_opt.get("sync_bn", False):
@@ -85,7 +85,7 @@ class BinarySRModel(ResumableSRModel):
             )
         net = self.get_bare_model(self.net_g)
         self.precision = train_opt.get("precision", "float32")
-        if (warning := precision.why_slow(self.device, self.precision)) is not None:
+        if (warning := autocast.why_slow(self.device, self.precision)) is not None:
             get_root_logger().warning(warning)
         self.channels_last = train_opt.get("channels_last", False)
         self.accumulate = train_opt.get("accumulate", 1)
@@ -206,7 +206,7 @@ class BinarySRModel(ResumableSRModel):
                 if isinstance(self.net_g, DistributedDataParallel) and index < len(parts) - 1:
                     # Processes exchange gradients once per step.
                     stack.enter_context(self.net_g.no_sync())
-                with precision.autocast(self.device, self.precision):
+                with autocast.autocast(self.device, self.precision):
                     output = self.net_g(lq)
                 losses = self.compute_losses(output.float(), gt)
                 if self.teacher is not None:

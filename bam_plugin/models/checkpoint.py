@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from bam_plugin._files import atomic_path
+from bam_plugin.files import atomic_path
 
 
 def save_atomically(content: dict[str, Any], path: str | os.PathLike) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_plugin.errors import BamError
-from bam_plugin.models.stages import StagedTraining
+from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import set_progress
 
 

@@ -22,11 +22,11 @@ import yaml
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bam_plugin import _compat
 from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import random_states, restore_random_states
 from bam_plugin.models.loaders import TrainingData, go_on_at, make_loaders
 from bam_plugin.optim.schedules import check_restart_schedule, resolve_epochs
+from bam_plugin.toolbox import compat
 
 LOGGER = logging.getLogger("basicsr")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -97,7 +97,7 @@ class TrainingSession:
             return state
 
         with (
-            _compat.replaced(
+            compat.replaced(
                 pipeline,
                 parse_options=parse_options,
                 init_tb_loggers=init_tb_loggers,

@@ -118,7 +118,7 @@ class StagedTraining:
         self._networks = len(networks)
         # Convolution -> latents of the earlier ones of its accumulation group, as the trained network hands them over.
         self._previous: dict[BinaryConv2d, tuple[Tensor, ...]] = {}
-        # An instance's own forward (see precision.prepare) comes back at the end.
+        # An instance's own forward (see autocast.prepare) comes back at the end.
         self._own_forwards = [conv.__dict__.get("forward") for conv in self._convs]
         self.stage: str | None = None
 

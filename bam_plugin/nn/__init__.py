@@ -15,9 +15,9 @@ from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.blocks import HPBBlock, LBBlock
 from bam_plugin.nn.layers import BinaryChain, BinaryLayer, RPReLU, body_conv
 from bam_plugin.nn.methods import METHODS, Method, make_method
-from bam_plugin.nn.recipe import Recipe, SwapError
+from bam_plugin.nn.mixing.recipe import Recipe, SwapError
+from bam_plugin.nn.mixing.swap import SwapReport, binarize
 from bam_plugin.nn.sign import ESTIMATORS, clipped_sign, decaying_sign, identity_sign, polynomial_sign, sign
-from bam_plugin.nn.swap import SwapReport, binarize
 
 __all__ = [
     "ACTIVATION_BINARIZERS",

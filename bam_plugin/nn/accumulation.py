@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.nn import fused
+from bam_plugin.nn.fast import fused
 
 WEIGHT_NORM_EPS = 1e-5
 

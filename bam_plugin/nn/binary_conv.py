@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bam_plugin.nn import fused
 from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS, BatchNormSign
+from bam_plugin.nn.fast import fused
 
 
 class BinaryConv2d(nn.Module):
@@ -109,7 +109,7 @@ class BinaryConv2d(nn.Module):
         return out if magnitude is None else out * self._window_mean(magnitude)
 
     def is_fusable(self, x: Tensor) -> bool:
-        """Whether training takes the fast path for `x`, see bam_plugin.nn.fused."""
+        """Whether training takes the fast path for `x`, see bam_plugin.nn.fast.fused."""
         activation, weight = self.binarize_activation, self.binarize_weight
         return (
             fused.enabled_for(x)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from bam_plugin import _compat
+from bam_plugin.toolbox import compat
 
-_compat.require_basicsr()
+compat.require_basicsr()
 
 from basicsr.utils.registry import Registry  # noqa: E402 (after the repairs)
 

@@ -1,14 +1,10 @@
-"""Deployment: packed binary networks without torch.
+"""What a packed network is: its graph, the exact arithmetic (reference.py) and its two file formats. NumPy only.
 
-`read_packed` and `write_packed` handle the file (docs/packed_format.md), `Engine` runs it, `Upscaler` takes pictures.
-Nothing here imports torch or basicsr; the conversion from a checkpoint is in `bam_plugin.packed.converter`.
+`read_packed` and `write_packed` handle the file (docs/packed_format.md). `bam_plugin.engine.Engine` runs it.
 """
 
 from __future__ import annotations
 
-import importlib
-
-from bam_plugin.packed.engine import Engine
 from bam_plugin.packed.errors import (
     ChecksumError,
     ConversionError,
@@ -31,7 +27,6 @@ from bam_plugin.packed.mixed_format import MixedModel
 __all__ = [
     "ChecksumError",
     "ConversionError",
-    "Engine",
     "EngineError",
     "InvalidGraphError",
     "InvalidLayerError",
@@ -46,15 +41,7 @@ __all__ = [
     "TensorShapeError",
     "TruncatedFileError",
     "UnexpectedTensorError",
-    "Upscaler",
     "read_model",
     "read_packed",
     "write_packed",
 ]
-
-
-def __getattr__(name: str):
-    # The Upscaler reads pictures with OpenCV, which a program that only runs the engine need not load.
-    if name == "Upscaler":
-        return importlib.import_module("bam_plugin.packed.upscaler").Upscaler
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bam_plugin._files import atomic_path
+from bam_plugin.files import atomic_path
 from bam_plugin.packed.container import check_fields, digest, pack_container, unpack_container
 from bam_plugin.packed.errors import InvalidGraphError, MixedFileError, PackedFormatError, UnexpectedTensorError
 from bam_plugin.packed.graph import Graph, Node
@@ -152,7 +152,7 @@ def unpack_model(data: bytes, *, where: str = "packed data") -> PackedModel:
     if isinstance(model, MixedModel):
         raise MixedFileError(
             f"{where}: a packed graph was expected, found a mixed network, which runs in torch; use `bam upscale`, "
-            "`bam test`, Upscaler, or bam_plugin.packed.mixed_engine.MixedEngine"
+            "`bam test`, Upscaler, or bam_plugin.mixed.mixed_engine.MixedEngine"
         )
     return model
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageFile
 
-from bam_plugin.packed.picture_errors import UnsupportedPictureError
+from bam_plugin.pictures.errors import UnsupportedPictureError
 
 
 def has_alpha(image: Image.Image) -> bool:

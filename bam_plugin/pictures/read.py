@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from bam_plugin.errors import BamError
-from bam_plugin.packed.decode import decode, has_alpha, is_deep
-from bam_plugin.packed.picture_errors import (
+from bam_plugin.pictures.decode import decode, has_alpha, is_deep
+from bam_plugin.pictures.errors import (
     DamagedPictureError,
     PictureAccessError,
     PictureArrayError,

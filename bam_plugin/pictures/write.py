@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from bam_plugin.packed.images import Picture, PictureInfo
-from bam_plugin.packed.picture_errors import PictureWriteError
-from bam_plugin.packed.png_stream import MAX_SIDE, PngStream
+from bam_plugin.pictures.errors import PictureWriteError
+from bam_plugin.pictures.png import MAX_SIDE, PngStream
+from bam_plugin.pictures.read import Picture, PictureInfo
 
 OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 """File name endings that can be written, and their format."""

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bam_plugin._files import atomic_path
 from bam_plugin.errors import BamError
+from bam_plugin.files import atomic_path
 
 # What the metrics `calculate_psnr_y` and `calculate_ssim_y` measure (bam_plugin/data/metrics.py).
 CONVENTIONS = (

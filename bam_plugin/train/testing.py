@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_plugin import _compat
 from bam_plugin.errors import BamError
-from bam_plugin.report import CONVENTIONS, SetResult, paper_methods, write_report
-from bam_plugin.train import pipeline_process
+from bam_plugin.toolbox import compat
+from bam_plugin.train.report import CONVENTIONS, SetResult, paper_methods, write_report
+from bam_plugin.train.training import pipeline_process
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def test(argv: Sequence[str], root_path: str | Path | None = None) -> TestRun:
             models.append(build_model(opt))
             return models[-1]
 
-        with _compat.replaced(basicsr.test, build_model=remember):
+        with compat.replaced(basicsr.test, build_model=remember):
             basicsr.test.test_pipeline(str(Path(root_path or Path.cwd()).resolve()))
     model = models[-1]
     if not hasattr(model, "image_results"):

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bam_plugin import _compat
 from bam_plugin.config import prepare_arguments
 from bam_plugin.errors import BamError
+from bam_plugin.toolbox import compat
 
 
 @contextlib.contextmanager
@@ -25,20 +25,20 @@ def pipeline_process(program: str, argv: Sequence[str], *, is_train: bool) -> It
     Inside the block everything of bam_plugin is registered, `sys.argv` is `argv` with the option file checked and
     expanded, and printed notes go to standard error. A process group that the pipeline joined is left at the end.
     """
-    _compat.repair_pipelines()
+    compat.repair_pipelines()
     import torch.distributed
 
     for package in ("archs", "models"):
         importlib.import_module(f"bam_plugin.{package}")
     previous = sys.argv
-    _compat.forget_loggers()
+    compat.forget_loggers()
     try:
         with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory(prefix="bam_options_") as folder:
             sys.argv = [program, *prepare_arguments(argv, is_train=is_train, folder=folder)]
             yield
     finally:
         sys.argv = previous
-        _compat.forget_loggers()
+        compat.forget_loggers()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from bam_plugin.data.resize import imresize
-from bam_plugin.data.sheet import Comparison, Panel, choose_box, draw_sheet
-from bam_plugin.packed.images import MAX_PIXELS, read_picture
-from bam_plugin.packed.upscaler import Upscaler, from_unit, target_size, to_unit
-from bam_plugin.slider_page import Comparison as SliderComparison
-from bam_plugin.slider_page import slider_page
+from bam_plugin.pictures.read import MAX_PIXELS, read_picture
+from bam_plugin.pictures.resize import imresize
+from bam_plugin.upscale.sheet import Comparison, Panel, choose_box, draw_sheet
+from bam_plugin.upscale.slider_page import Comparison as SliderComparison
+from bam_plugin.upscale.slider_page import slider_page
+from bam_plugin.upscale.upscaler import Upscaler, from_unit, target_size, to_unit
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bam_plugin.errors import BamError
-from bam_plugin.packed.images import EXTENSIONS, PictureInfo, probe_picture
-from bam_plugin.packed.picture_writer import OUTPUT_FORMATS, automatic_format, format_of_name
-from bam_plugin.packed.upscaler import OverwriteError, target_size
+from bam_plugin.pictures.read import EXTENSIONS, PictureInfo, probe_picture
+from bam_plugin.pictures.write import OUTPUT_FORMATS, automatic_format, format_of_name
+from bam_plugin.upscale.upscaler import OverwriteError, target_size
 
 
 class InputError(BamError):

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bam_plugin.packed.engine import Engine
+from bam_plugin.engine.engine import Engine
+from bam_plugin.engine.kernels import compiled_isas
+from bam_plugin.engine.program import MIN_STRIP_ROWS, STRIP_BYTES
 from bam_plugin.packed.graph import Graph, ValueType
-from bam_plugin.packed.kernels import compiled_isas
-from bam_plugin.packed.program import MIN_STRIP_ROWS, STRIP_BYTES
 
 if TYPE_CHECKING:
-    from bam_plugin.packed.mixed_engine import MixedEngine
+    from bam_plugin.mixed.mixed_engine import MixedEngine
 
 _PATCHES = 32 << 20  # the patch matrix of a convolution by matrix multiplication, and its product
 _RESULTS = 3  # the result's map, the copy handed out, and its clipped copy

@@ -1,6 +1,6 @@
 """Upscaler: pictures in, larger pictures out, by a packed network; no torch.
 
->>> from bam_plugin.packed import Upscaler
+>>> from bam_plugin.upscale import Upscaler
 >>> upscaler = Upscaler("bsrn")
 >>> large = upscaler.upscale(small)  # uint8, uint16 or float32; grey or RGB, with or without alpha
 >>> upscaler.upscale_file("photo.jpg", "photo_x4.png")
@@ -21,19 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from bam_plugin._files import atomic_path
+from bam_plugin.engine.opening import open_engine
 from bam_plugin.errors import BamError
-from bam_plugin.packed.alpha import NEIGHBOURHOOD, clamp_alpha, fill_transparent
-from bam_plugin.packed.engines import open_engine
+from bam_plugin.files import atomic_path
 from bam_plugin.packed.format import PackedModel, read_model
-from bam_plugin.packed.images import MAX_PIXELS, check_array, read_picture
-from bam_plugin.packed.memory import TileMemory, tile_memory
 from bam_plugin.packed.mixed_format import MixedModel
-from bam_plugin.packed.picture_writer import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
 from bam_plugin.packed.precision import FLOAT
-from bam_plugin.packed.row_resize import resize_bands
-from bam_plugin.packed.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.packed.zoo import find_model
+from bam_plugin.pictures.alpha import NEIGHBOURHOOD, clamp_alpha, fill_transparent
+from bam_plugin.pictures.read import MAX_PIXELS, check_array, read_picture
+from bam_plugin.pictures.row_resize import resize_bands
+from bam_plugin.pictures.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
+from bam_plugin.pictures.write import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
+from bam_plugin.upscale.tile_memory import TileMemory, tile_memory
 
 Progress = Callable[[int], None]
 """Called after each tile with the number of input pixels that it finished; they add up to width * height."""

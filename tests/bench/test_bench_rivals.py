@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from packed_models import binary_layer, float_layer, small_model
+from helpers.packed_models import binary_layer, float_layer, small_model
 from test_onnx_export import every_operation
 
 from bam_plugin.bench.rivals import RIVALS, Rival, RivalError, choose, difference
@@ -148,7 +148,7 @@ def test_names_choose_rivals():
 
 
 def test_memory_of_a_rival_is_its_own(tmp_path):
-    from bam_plugin.bench.memory import peak_memory
+    from bam_plugin.bench.peak_memory import peak_memory
 
     path = tmp_path / "small.bam.safetensors"
     write_packed(small_model(), path)

@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from packed_models import small_model
+from helpers.packed_models import small_model
 
 from bam_plugin.cli import main
+from bam_plugin.engine.engine import available_isas
+from bam_plugin.engine.kernels import compiled_isas
+from bam_plugin.engine.timing import measure, peak_memory, register_steps
 from bam_plugin.packed import write_packed
-from bam_plugin.packed.engine import available_isas
-from bam_plugin.packed.kernels import compiled_isas
-from bam_plugin.packed.timing import measure, peak_memory, register_steps
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import _textured_image
-from upscale_models import tiny_model
+from helpers.upscale_models import tiny_model
 
 from bam_plugin.cli import main
-from bam_plugin.packed import PackedModel, Upscaler, read_packed, write_packed
+from bam_plugin.packed import PackedModel, read_packed, write_packed
 from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.precision import FIELD, read_offers
+from bam_plugin.upscale import Upscaler
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from upscale_models import tiny_model
+from helpers.upscale_models import tiny_model
 
 from bam_plugin.cli import main
 from bam_plugin.packed import PackedModel, write_packed

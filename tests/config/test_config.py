@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from training_options import changed, tiny_options, write_options
+from helpers.training_options import changed, tiny_options, write_options
 
 from bam_plugin.config import OptionsError, load_options, prepare_arguments, read_options
 

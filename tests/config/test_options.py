@@ -23,7 +23,7 @@ from bam_plugin.nn.layers import BinaryLayer
 from bam_plugin.packed import read_packed
 from bam_plugin.packed.zoo import find_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = shipped_files()
 # (file, method); None for a file without methods.
 VARIANTS = [(file, method) for file in FILES for method in (file.methods or {None: ""})]

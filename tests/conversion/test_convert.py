@@ -16,12 +16,13 @@ import yaml
 from torch import nn
 
 from bam_plugin.cli import main
+from bam_plugin.conversion.converter import build_network, convert_network, input_channels
+from bam_plugin.conversion.lowering import lower_network
+from bam_plugin.conversion.verify import compare, default_images
+from bam_plugin.engine import Engine
 from bam_plugin.nn import BinaryConv2d
-from bam_plugin.packed import Engine, read_packed
-from bam_plugin.packed.converter import build_network, convert_network, input_channels
+from bam_plugin.packed import read_packed
 from bam_plugin.packed.errors import ConversionError
-from bam_plugin.packed.lowering import lower_network
-from bam_plugin.packed.verify import compare, default_images
 
 SMALL = {"type": "BSRN", "num_feat": 16, "num_hpb": 2, "num_lb": 2, "upscale": 4, "upsampler": "pixelshuffledirect"}
 
@@ -98,7 +99,7 @@ def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
     assert main(arguments) == 2  # exists
     assert "--force" in capsys.readouterr().err
     again = [*arguments, "--force", "--facts", str(facts)]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, str(root / "tools/convert_binary.py"), *again[1:]], cwd=root, capture_output=True, check=False
     )
@@ -129,7 +130,7 @@ def test_disagreement_writes_nothing(trained, tmp_path, capsys, monkeypatch):
             name, tensor = fault(graph, tensors)
             return graph, {**tensors, name: tensor}, rows
 
-        monkeypatch.setattr("bam_plugin.packed.converter.lower_network", with_the_fault)
+        monkeypatch.setattr("bam_plugin.conversion.converter.lower_network", with_the_fault)
         assert main(arguments) == 1
         assert not output.exists()
         message = capsys.readouterr().err

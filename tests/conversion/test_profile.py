@@ -15,9 +15,9 @@ from bam_plugin.archs.binarized_arch import Binarized
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
 from bam_plugin.archs.srresnet_arch import SRResNet
 from bam_plugin.archs.vdsr_arch import VDSR
+from bam_plugin.conversion.converter import convert_network
+from bam_plugin.conversion.profiling import ProfileError, profile
 from bam_plugin.nn import BinaryConv2d
-from bam_plugin.packed.converter import convert_network
-from bam_plugin.profile import ProfileError, profile
 
 SMALL_SWINIR = ["embed_dim=12", "depths=[2]", "num_heads=[2]", "window_size=7"]
 

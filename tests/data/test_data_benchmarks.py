@@ -8,16 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_images import picture, write
+from helpers.data_images import picture, write
 
 from bam_plugin.cli import main
 from bam_plugin.data.benchmarks import find_benchmarks, find_hr_images, prepare_benchmark
 from bam_plugin.data.images import read_image
-from bam_plugin.data.resize import imresize
 from bam_plugin.data.storage import AlreadyPreparedError
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.resize import imresize
 
-OPTIONS = Path(__file__).parents[1] / "options/test/Bicubic"
+OPTIONS = Path(__file__).parents[2] / "options/test/Bicubic"
 
 # Measured with MATLAB's conventions (Y of BT.601, 8 bits, borders cut); published: the same within 0.02 dB.
 BICUBIC = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_images import picture, write
+from helpers.data_images import picture, write
 
 from bam_plugin import data
 from bam_plugin.data.paired_patch_dataset import BenchmarkDataset, PairedPatchDataset

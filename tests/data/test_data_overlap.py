@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_images import picture, write
+from helpers.data_images import picture, write
 
 from bam_plugin.cli import main
 from bam_plugin.data.overlap import find_overlaps

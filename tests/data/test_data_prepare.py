@@ -12,17 +12,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_images import picture, write
+from helpers.data_images import picture, write
 
 from bam_plugin.cli import main
 from bam_plugin.data import prepare as prepare_module
 from bam_plugin.data.images import read_image, unique_keys
 from bam_plugin.data.job import Job
 from bam_plugin.data.prepare import prepare_div2k, prepare_training_set
-from bam_plugin.data.resize import imresize, mod_crop
 from bam_plugin.data.source import ImageSource
 from bam_plugin.data.storage import AlreadyPreparedError, StorageError, close_lmdb
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.resize import imresize, mod_crop
 
 # `bam` in a process that dies, as by `kill -9`, when the eleventh image has been written and not yet noted.
 _KILLED_AFTER_TEN = """
@@ -74,9 +74,9 @@ def test_pairs_are_crops_of_the_image_and_of_its_bicubic_lr(tmp_path: Path) -> N
 
 
 def test_basicsr_reads_the_lmdb_and_the_folder(tmp_path: Path) -> None:
-    from bam_plugin import _compat
+    from bam_plugin.toolbox import compat
 
-    _compat.apply()
+    compat.apply()
     from basicsr.data.paired_image_dataset import PairedImageDataset
 
     path = write(tmp_path / "in/a.b c.png", picture(1, 130, 130))

@@ -6,15 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from packed_models import binary_layer, float_layer, lb_block, random_floats, small_model
+from helpers.packed_models import binary_layer, float_layer, lb_block, random_floats, small_model
 from test_packed_format import resign, rewrite
 from test_packed_kernels import ISAS, built, check, picture, same_bits
 
-from bam_plugin.packed import Engine, EngineError, InvalidPrecisionError, PackedModel, program
-from bam_plugin.packed.calibrate import cut_at, largest_activations, offered_ranges
+from bam_plugin.engine import Engine, program
+from bam_plugin.engine.calibrate import cut_at, largest_activations, offered_ranges
+from bam_plugin.engine.kernels import compiled_isas
+from bam_plugin.engine.timing import engine_rivals
+from bam_plugin.packed import EngineError, InvalidPrecisionError, PackedModel
 from bam_plugin.packed.format import pack_model, unpack_model
 from bam_plugin.packed.integers import at_precision, with_integers
-from bam_plugin.packed.kernels import compiled_isas
 from bam_plugin.packed.precision import (
     FIELD,
     INTEGERS,
@@ -24,7 +26,6 @@ from bam_plugin.packed.precision import (
     read_offers,
     reducible_convs,
 )
-from bam_plugin.packed.timing import engine_rivals
 
 needs_kernels = pytest.mark.skipif(not ISAS, reason="the C kernels were not built (no C compiler at installation)")
 KINDS = list(INTEGERS.values())

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from packed_models import (
+from helpers.packed_models import (
     binary_layer,
     float_layer,
     lb_block,
@@ -16,12 +16,12 @@ from packed_models import (
     spatial_beta,
 )
 
-from bam_plugin.packed import Engine, program
+from bam_plugin.engine import Engine, program
+from bam_plugin.engine.fusion import tile_ops
+from bam_plugin.engine.kernels import carry_save, compiled_isas
+from bam_plugin.engine.tile_stages import plan_stages
 from bam_plugin.packed.format import PackedModel
-from bam_plugin.packed.fusion import tile_ops
 from bam_plugin.packed.graph_builder import GraphBuilder
-from bam_plugin.packed.kernels import carry_save, compiled_isas
-from bam_plugin.packed.stages import plan_stages
 
 ISAS = list(compiled_isas())
 pytestmark = pytest.mark.skipif(not ISAS, reason="the C kernels were not built (no C compiler at installation)")

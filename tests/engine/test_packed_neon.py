@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_models import binary_layer, float_layer, small_model
+from helpers.packed_models import binary_layer, float_layer, small_model
 
-from bam_plugin.packed import Engine, PackedModel
+from bam_plugin.engine import Engine
+from bam_plugin.engine.kernels import Isa, Map, Stage
+from bam_plugin.engine.parameters import Weights
+from bam_plugin.engine.program import Program
+from bam_plugin.packed import PackedModel
 from bam_plugin.packed.graph import INPUT
 from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.integers import with_integers
-from bam_plugin.packed.kernels import Isa, Map, Stage
-from bam_plugin.packed.parameters import Weights
 from bam_plugin.packed.precision import INTEGERS, Offer, reducible_convs
-from bam_plugin.packed.program import Program
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-SOURCES = Path(__file__).parents[1] / "bam_plugin/packed/csrc"
+SOURCES = Path(__file__).parents[2] / "bam_plugin/engine/csrc"
 NEON, PORTABLE = Isa("neon", 0, 4, 4), Isa("portable", 1, 4, 2)
 pytestmark = pytest.mark.skipif(
     shutil.which(COMPILER) is None or EMULATOR is None,

@@ -11,7 +11,7 @@ from test_convert import enliven
 from test_swap import HOSTS
 from torch import nn
 
-from bam_plugin.packed.converter import Conversion, build_network, convert_network
+from bam_plugin.conversion.converter import Conversion, build_network, convert_network
 from bam_plugin.packed.format import unpack_any
 from bam_plugin.packed.mixed_format import MixedModel
 

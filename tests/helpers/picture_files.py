@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageCms
 
-from bam_plugin.packed.images import Picture
-from bam_plugin.packed.picture_writer import open_writer, plan_encoding
+from bam_plugin.pictures.read import Picture
+from bam_plugin.pictures.write import open_writer, plan_encoding
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -16,25 +16,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from data_images import picture, write
-from fuzzing import edited_models, mutate
-from mixed_hosts import converted, mixed_model, network, section
+from helpers.data_images import picture, write
+from helpers.fuzzing import edited_models, mutate
+from helpers.mixed_hosts import converted, mixed_model, network, section
+from helpers.upscale_models import write_tiny
 from safetensors.numpy import load, save
 from test_packed_import import COMMAND, blocked
-from upscale_models import write_tiny
 
 from bam_plugin import data
 from bam_plugin.archs.packed_arch import PackedNetwork, PackedTrainingError
 from bam_plugin.cli import main
 from bam_plugin.data.benchmarks import prepare_benchmark
+from bam_plugin.engine import Engine
+from bam_plugin.engine.opening import open_engine
 from bam_plugin.errors import MissingDependencyError
-from bam_plugin.packed import Engine, EngineError, Upscaler, errors, read_model, read_packed
+from bam_plugin.mixed.mixed_engine import MixedEngine
+from bam_plugin.mixed.mixed_network import load_network
+from bam_plugin.packed import EngineError, errors, read_model, read_packed
 from bam_plugin.packed.container import METADATA_KEY, digest, unpack_container
-from bam_plugin.packed.engines import open_engine
 from bam_plugin.packed.format import pack_model, unpack_any, write_packed
-from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.mixed_format import BinaryLayer
-from bam_plugin.packed.mixed_network import load_network
+from bam_plugin.upscale import Upscaler
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_installations_with_torch_alone_say_what_is_missing(folder):
     write_packed(mixed_model("RCAN"), folder / "rcan_x2.bam.safetensors")
     program = """
 import sys
-from bam_plugin.packed import Upscaler
+from bam_plugin.upscale import Upscaler
 
 sys.modules["basicsr"] = None  # not installed
 try:
@@ -130,7 +132,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.stdout.startswith("MissingDependencyError"), result.stdout + result.stderr

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mixed_hosts import HOSTS, MIXED, converted, mixed_model, network, picture, run_float
+from helpers.mixed_hosts import HOSTS, MIXED, converted, mixed_model, network, picture, run_float
 from test_archs_registry import ARCH_REGISTRY, SMALL
 from torch import nn
 
-from bam_plugin.packed import PackedModel, Upscaler
+from bam_plugin.mixed.mixed_engine import MixedEngine
+from bam_plugin.mixed.mixed_network import make_mixed
+from bam_plugin.mixed.reach import Reach, Sizes, find_reach, find_sizes, run_fitted
+from bam_plugin.mixed.torch_module import pack_network
+from bam_plugin.packed import PackedModel
 from bam_plugin.packed.errors import ConversionError
-from bam_plugin.packed.mixed_engine import MixedEngine
 from bam_plugin.packed.mixed_format import MixedModel
-from bam_plugin.packed.mixed_network import make_mixed
-from bam_plugin.packed.reach import Reach, Sizes, find_reach, find_sizes, run_fitted
-from bam_plugin.packed.torch_module import pack_network
+from bam_plugin.upscale import Upscaler
 
 REASONS = {
     "RCAN": r"host\.body\.0\.residual_group\.0\.rcab\.3\.attention\.0 \(AdaptiveAvgPool2d\) sees the whole picture",
@@ -92,7 +93,7 @@ def test_reach_is_measured(host):
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_reach_of_our_networks_is_the_graphs(name):
-    from bam_plugin.packed.lowering import lower_network
+    from bam_plugin.conversion.lowering import lower_network
 
     net = ARCH_REGISTRY.get(name)(**SMALL[name], upscale=2, binarizer="xnor").eval()
     assert find_reach(net, find_sizes(net, 3), 3).radius == lower_network(net, num_in_ch=3)[0].receptive_radius

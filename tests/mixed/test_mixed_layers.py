@@ -6,16 +6,16 @@ import itertools
 
 import pytest
 import torch
-from mixed_hosts import network
+from helpers.mixed_hosts import network
 from test_convert import enliven
 from torch import nn
 
+from bam_plugin.engine.engine import available_isas
+from bam_plugin.mixed.torch_module import PackedConv2d, binary_layers, pack_layer, pack_network, packed_layers
+from bam_plugin.mixed.torch_op import instruction_set, packed_conv2d, simulated_conv2d
 from bam_plugin.nn import METHODS, BinaryConv2d, binarize
-from bam_plugin.nn.grouping import GroupedLayer
-from bam_plugin.packed.engine import available_isas
+from bam_plugin.nn.mixing.grouping import GroupedLayer
 from bam_plugin.packed.errors import ConversionError, EngineError
-from bam_plugin.packed.torch_module import PackedConv2d, binary_layers, pack_layer, pack_network, packed_layers
-from bam_plugin.packed.torch_op import instruction_set, packed_conv2d, simulated_conv2d
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as multiprocessing
-import training_options
+from helpers import training_options
 from test_training_resume import assert_same_checkpoint
 from torch import nn
 
@@ -98,7 +98,7 @@ def test_synchronized_normalization_replaces_in_place_and_is_batch_norm_alone():
 def training_worker(rank: int, port: int, file: str, folder: str) -> None:
     describe_process(rank, port)
     from bam_plugin.models.session import TrainingSession
-    from bam_plugin.train import pipeline_process
+    from bam_plugin.train.training import pipeline_process
 
     arguments = ["-opt", file, "--launcher", "pytorch", "--auto_resume"]
     with pipeline_process("bam_plugin.train", arguments, is_train=True):

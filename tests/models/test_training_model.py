@@ -8,19 +8,20 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-import training_options
+from helpers import training_options
 from torch import nn
 
 import bam_plugin.archs
 import bam_plugin.models  # noqa: F401
-from bam_plugin import test as testing
 from bam_plugin.data.metrics import calculate_psnr_y
 from bam_plugin.errors import BamError
 from bam_plugin.models.binary_sr_model import BinarySRModel
 from bam_plugin.models.devices import check_devices
 from bam_plugin.models.watch import PlateauWatch, TrainingDivergedError, TrainingPlateauError
-from bam_plugin.nn import BinaryConv2d, fused
-from bam_plugin.train import train
+from bam_plugin.nn import BinaryConv2d
+from bam_plugin.nn.fast import fused
+from bam_plugin.train import testing as testing
+from bam_plugin.train.training import train
 
 
 def make_model(pairs, network: dict | None = None, **train_options) -> BinarySRModel:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import training_options
+from helpers import training_options
 
-from bam_plugin import _compat
 from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import save_atomically
 from bam_plugin.models.session import TrainingInterruptedError
 from bam_plugin.models.watch import TrainingPlateauError
 from bam_plugin.optim.errors import OptimizerError
-from bam_plugin.train import main, train
+from bam_plugin.toolbox import compat
+from bam_plugin.train.training import main, train
 
-_compat.apply()
+compat.apply()
 
 from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
 
@@ -162,7 +162,7 @@ def test_training_that_failed_while_samples_were_drawn_resumes_exactly(tiny_pair
     monkeypatch.setattr(PairedImageDataset, "__getitem__", fail_once)
     with pytest.raises(MemoryError):
         train(["-opt", file], roots[1])
-    assert _compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "3.state"
+    assert compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "3.state"
     train(["-opt", file, "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
 
@@ -192,7 +192,7 @@ def test_interrupted_training_goes_on_as_if_nothing_had_happened(tiny_pairs, tmp
         train(["-opt", file], roots[1])
     if handler is not None:
         assert signal.getsignal(getattr(signal, kind)) is handler
-    assert _compat.newest_state(roots[1] / "experiments/tiny/training_states").name == f"{completed}.state"
+    assert compat.newest_state(roots[1] / "experiments/tiny/training_states").name == f"{completed}.state"
     train(["-opt", file, "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
 
@@ -210,7 +210,7 @@ def test_training_that_a_watch_stopped_after_a_step_resumes_exactly(tiny_pairs, 
     train(["-opt", files["warn"]], roots[0])
     with pytest.raises(TrainingPlateauError):
         train(["-opt", files["stop"]], roots[1])
-    assert _compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "6.state"
+    assert compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "6.state"
     train(["-opt", files["warn"], "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
 

@@ -7,8 +7,9 @@ from test_training_model import iterate, make_batch, make_model
 from torch import nn
 
 from bam_plugin.archs.bsrn_arch import BSRN
-from bam_plugin.models.stages import RELAXATIONS, StagedTraining, StageError
-from bam_plugin.nn import ESTIMATORS, BinaryConv2d, fused
+from bam_plugin.models.training_stages import RELAXATIONS, StagedTraining, StageError
+from bam_plugin.nn import ESTIMATORS, BinaryConv2d
+from bam_plugin.nn.fast import fused
 from bam_plugin.nn.sign import PROGRESSIVE, sign
 
 

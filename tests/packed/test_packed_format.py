@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.packed_models import random_filters, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_models import random_filters, small_model
 from safetensors.numpy import load, save
 
 from bam_plugin.packed import errors, read_packed, write_packed

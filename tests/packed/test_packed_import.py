@@ -8,14 +8,14 @@ from pathlib import Path
 
 import cv2
 import pytest
-from data_images import picture, write
-from packed_models import small_model
+from helpers.data_images import picture, write
+from helpers.packed_models import small_model
 
 from bam_plugin.cli import COMMANDS
 from bam_plugin.errors import INSTALL_TRAINING, TRAINING_LIBRARIES
 from bam_plugin.packed import write_packed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # What Python itself raises for a module that is not there.
 BLOCKED = f"""
 import sys
@@ -31,7 +31,8 @@ sys.meta_path.insert(0, Blocker())
 """
 ENGINE = """
 import numpy as np
-from bam_plugin.packed import Engine, read_packed
+from bam_plugin.engine import Engine
+from bam_plugin.packed import read_packed
 
 model = read_packed(sys.argv[1])
 result = Engine(model).run(np.full((5, 7, 3), 0.5, np.float32))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from packed_models import random_filters, random_floats, small_model
+from helpers.packed_models import random_filters, random_floats, small_model
 from torch import nn
 
-from bam_plugin.packed import Engine, EngineError, blas, engine, reference
+from bam_plugin.engine import Engine, blas, engine
+from bam_plugin.packed import EngineError, reference
 from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
 
 
@@ -195,7 +196,7 @@ def test_engine_numpy_equals_reference_and_knows_its_input():
 
 def test_missing_kernels_are_told_once(monkeypatch, caplog):
     monkeypatch.delenv("BAM_ISA", raising=False)
-    monkeypatch.setattr("bam_plugin.packed.kernels.compiled_isas", dict)
+    monkeypatch.setattr("bam_plugin.engine.kernels.compiled_isas", dict)
     engine._warn_of_no_kernels.cache_clear()
     with caplog.at_level("WARNING"):
         assert Engine(small_model()).isa == "numpy"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bam_plugin.data.resize import ResizeError, bicubic_taps, imresize, mod_crop
+from bam_plugin.pictures.resize import ResizeError, bicubic_taps, imresize, mod_crop
 
 
 def test_halving_weights_are_those_of_the_stretched_kernel() -> None:
@@ -28,9 +28,9 @@ def test_doubling_weights_are_those_of_the_plain_kernel() -> None:
 
 @pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 2, 3, 4])
 def test_agrees_with_basicsr(scale: float) -> None:
-    from bam_plugin import _compat
+    from bam_plugin.toolbox import compat
 
-    _compat.apply()
+    compat.apply()
     from basicsr.utils.matlab_functions import imresize as reference
 
     image = np.random.default_rng(0).random((48, 60, 3))

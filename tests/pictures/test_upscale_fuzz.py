@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import edited_models, mutate, picture_seeds
+from helpers.fuzzing import edited_models, mutate, picture_seeds
+from helpers.upscale_models import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from upscale_models import tiny_model
 
+from bam_plugin.engine import Engine
 from bam_plugin.errors import BamError
-from bam_plugin.packed import Engine, PackedFormatError, Upscaler
+from bam_plugin.packed import PackedFormatError
 from bam_plugin.packed.format import pack_model, unpack_model
-from bam_plugin.packed.images import probe_picture, read_picture
-from bam_plugin.packed.picture_errors import PictureError
+from bam_plugin.pictures.errors import PictureError
+from bam_plugin.pictures.read import probe_picture, read_picture
+from bam_plugin.upscale import Upscaler
 
 SEEDS = picture_seeds()
 _LIMIT = 1_000_000  # pixels; forged sizes below it are really allocated

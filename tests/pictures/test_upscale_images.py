@@ -10,11 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from picture_files import RGB_PROFILE, plain_picture, png_chunk, random_pixels, raw_png, write_pixels
+from helpers.picture_files import RGB_PROFILE, plain_picture, png_chunk, random_pixels, raw_png, write_pixels
 from PIL import Image
 
-from bam_plugin.packed import picture_errors as errors
-from bam_plugin.packed.images import check_array, probe_picture, read_picture
+from bam_plugin.pictures import errors as errors
+from bam_plugin.pictures.read import check_array, probe_picture, read_picture
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -7,16 +7,17 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from helpers.upscale_models import tiny_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from upscale_models import tiny_model
 
-from bam_plugin.packed import Engine, Upscaler
-from bam_plugin.packed.engine import available_isas
-from bam_plugin.packed.memory import tile_memory
-from bam_plugin.packed.row_resize import resize_bands
-from bam_plugin.packed.tiles import BLEND_OVERLAP, SMALLEST_CORE, Tiling, plan_for_memory, plan_tiles, render_bands
-from bam_plugin.packed.upscaler import from_unit
+from bam_plugin.engine import Engine
+from bam_plugin.engine.engine import available_isas
+from bam_plugin.pictures.row_resize import resize_bands
+from bam_plugin.pictures.tiles import BLEND_OVERLAP, SMALLEST_CORE, Tiling, plan_for_memory, plan_tiles, render_bands
+from bam_plugin.upscale import Upscaler
+from bam_plugin.upscale.tile_memory import tile_memory
+from bam_plugin.upscale.upscaler import from_unit
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4])

@@ -9,15 +9,15 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from helpers.picture_files import RGB_PROFILE, plain_picture, png_chunk, random_pixels, raw_png, write_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_files import RGB_PROFILE, plain_picture, png_chunk, random_pixels, raw_png, write_pixels
 from PIL import Image
 
-from bam_plugin.packed import picture_errors as errors
-from bam_plugin.packed.images import Picture, PictureInfo, read_picture
-from bam_plugin.packed.picture_writer import automatic_format, plan_encoding
-from bam_plugin.packed.png_stream import PngStream
+from bam_plugin.pictures import errors as errors
+from bam_plugin.pictures.png import PngStream
+from bam_plugin.pictures.read import Picture, PictureInfo, read_picture
+from bam_plugin.pictures.write import automatic_format, plan_encoding
 
 
 def test_exif_and_profile_travel_but_not_what_would_be_wrong(tmp_path):

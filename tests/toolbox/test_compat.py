@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bam_plugin import _compat
 from bam_plugin.errors import BamError
+from bam_plugin.toolbox import compat
 
 IMPORT_BASICSR = """
 import sys
-from bam_plugin import _compat
-_compat.apply()
-_compat.apply()
+from bam_plugin.toolbox import compat
+compat.apply()
+compat.apply()
 assert "torch" not in sys.modules and "basicsr" not in sys.modules, "apply() must stay cheap"
 from basicsr.data.degradations import rgb_to_grayscale
 import torch, torchvision.transforms.functional as functional
@@ -26,11 +26,11 @@ assert sum(type(finder).__name__ == "_RemovedModuleFinder" for finder in sys.met
 
 
 def test_basicsr_imports_beside_a_current_torchvision():
-    subprocess.run([sys.executable, "-c", IMPORT_BASICSR], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", IMPORT_BASICSR], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_finder_knows_only_the_removed_module():
-    _compat.apply()
+    compat.apply()
     with pytest.raises(ModuleNotFoundError):
         __import__("torchvision.transforms.functional_nonsense")
 
@@ -50,21 +50,21 @@ def test_auto_resume_takes_the_greatest_iteration_and_its_network(tmp_path):
         write_state(tmp_path / f"{iteration}.state", iteration)
     (tmp_path / "latest.state").write_bytes(b"not a number")
     opt = resume_options(tmp_path)
-    state = _compat.load_resume_state(opt)
+    state = compat.load_resume_state(opt)
     assert state["iter"] == 10 and state["schedulers"][0]["milestones"] == Counter([5])
     assert opt["path"]["pretrain_network_g"] == str(tmp_path / "net_g_10.pth")
 
 
 def test_nothing_to_resume_starts_afresh(tmp_path):
-    assert _compat.load_resume_state(resume_options(tmp_path)) is None
-    assert _compat.load_resume_state(resume_options(tmp_path / "missing")) is None
-    assert _compat.load_resume_state(resume_options(tmp_path, auto_resume=False)) is None
+    assert compat.load_resume_state(resume_options(tmp_path)) is None
+    assert compat.load_resume_state(resume_options(tmp_path / "missing")) is None
+    assert compat.load_resume_state(resume_options(tmp_path, auto_resume=False)) is None
 
 
 def test_resume_state_by_name(tmp_path):
     write_state(tmp_path / "7.state", 7)
     opt = resume_options(tmp_path, auto_resume=False, path={"resume_state": str(tmp_path / "7.state")})
-    assert _compat.load_resume_state(opt)["iter"] == 7
+    assert compat.load_resume_state(opt)["iter"] == 7
 
 
 def harmful_state(path: Path) -> None:
@@ -75,23 +75,23 @@ def harmful_state(path: Path) -> None:
 def test_unreadable_and_unsafe_states_are_named(tmp_path, spoil):
     path = tmp_path / "3.state"
     spoil(path)
-    with pytest.raises(_compat.ResumeError, match=r"3\.state"):
-        _compat.load_resume_state(resume_options(tmp_path))
+    with pytest.raises(compat.ResumeError, match=r"3\.state"):
+        compat.load_resume_state(resume_options(tmp_path))
 
 
 def test_missing_resume_state_is_named(tmp_path):
     opt = resume_options(tmp_path, auto_resume=False, path={"resume_state": str(tmp_path / "none.state")})
-    with pytest.raises(_compat.ResumeError, match="does not exist"):
-        _compat.load_resume_state(opt)
+    with pytest.raises(compat.ResumeError, match="does not exist"):
+        compat.load_resume_state(opt)
 
 
 def test_launcher_without_its_environment_says_what_to_type(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(BamError, match="torchrun"):
-        _compat.init_dist("pytorch")
+        compat.init_dist("pytorch")
     with pytest.raises(BamError, match="SLURM_PROCID"):
-        _compat.init_dist("slurm")
+        compat.init_dist("slurm")
 
 
 def test_slurm_job_is_described_to_torch(monkeypatch, tmp_path):
@@ -104,7 +104,7 @@ def test_slurm_job_is_described_to_torch(monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "old")
-    _compat._describe_slurm_job(29501)
+    compat._describe_slurm_job(29501)
     import os
 
     found = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
@@ -114,7 +114,7 @@ def test_slurm_job_is_described_to_torch(monkeypatch, tmp_path):
 
 
 def test_replaced_restores_after_an_error():
-    with pytest.raises(RuntimeError), _compat.replaced(_compat, newest_state=len):
-        assert _compat.newest_state is len
+    with pytest.raises(RuntimeError), compat.replaced(compat, newest_state=len):
+        assert compat.newest_state is len
         raise RuntimeError
-    assert _compat.newest_state is not len
+    assert compat.newest_state is not len

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
-from training_options import changed, tiny_options
+from helpers.training_options import changed, tiny_options
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Environment:

@@ -7,13 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_images import picture, write
+from helpers.data_images import picture, write
 
 from bam_plugin import data
 from bam_plugin.cli import main
-from bam_plugin.data.resize import imresize
-from bam_plugin.data.sheet import Comparison, Panel, SheetError, choose_box, draw_comparison, draw_sheet
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.resize import imresize
+from bam_plugin.upscale.sheet import Comparison, Panel, SheetError, choose_box, draw_comparison, draw_sheet
 
 
 def contains(sheet: np.ndarray, part: np.ndarray) -> bool:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.upscale_models import write_tiny
 from PIL import Image
-from upscale_models import write_tiny
 
-from bam_plugin.batch_progress import BatchProgress
 from bam_plugin.cli import main
+from bam_plugin.upscale.batch_progress import BatchProgress
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_only_abandoned_files_of_our_own_naming_are_removed(tmp_path, model, cap
     _picture(tmp_path / "a.png")
     out = tmp_path / "out"
     code = (
-        "import os, signal, sys; from bam_plugin._files import atomic_path\n"
+        "import os, signal, sys; from bam_plugin.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as path:\n"
         "    path.write_bytes(b'half'); print(path, flush=True); sys.stdin.read()"
     )

@@ -8,13 +8,13 @@ import re
 
 import numpy as np
 import pytest
+from helpers.upscale_models import write_tiny
 from PIL import Image
-from upscale_models import write_tiny
 
-from bam_plugin.before_after import enlarge_both, shown
 from bam_plugin.cli import main
-from bam_plugin.data.resize import imresize
-from bam_plugin.packed import Upscaler
+from bam_plugin.pictures.resize import imresize
+from bam_plugin.upscale import Upscaler
+from bam_plugin.upscale.before_after import enlarge_both, shown
 
 
 @pytest.fixture

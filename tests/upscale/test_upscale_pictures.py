@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.upscale_models import tiny_model, write_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from upscale_models import tiny_model, write_tiny
 
-from bam_plugin.packed import Engine, PackedModel, Upscaler
-from bam_plugin.packed.alpha import clamp_alpha, fill_transparent
+from bam_plugin.engine import Engine
+from bam_plugin.packed import PackedModel
 from bam_plugin.packed.graph_builder import GraphBuilder
-from bam_plugin.packed.picture_errors import PictureArrayError, PictureError
-from bam_plugin.packed.upscaler import OverwriteError, ScaleError, SettingError, UnsupportedModelError
 from bam_plugin.packed.zoo import DEFAULT_NETWORK, UnknownModelError, find_model
+from bam_plugin.pictures.alpha import clamp_alpha, fill_transparent
+from bam_plugin.pictures.errors import PictureArrayError, PictureError
+from bam_plugin.upscale import Upscaler
+from bam_plugin.upscale.upscaler import OverwriteError, ScaleError, SettingError, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")
@@ -280,8 +282,8 @@ def test_a_picture_of_a_real_size_uses_several_tiles_when_memory_is_short(monkey
     graph = builder.finish(builder.add("resize", "up", builder.input, attrs={"factor": 2, "mode": "bicubic"}))
     upscaler = Upscaler(PackedModel(graph=graph, tensors={}), threads=1)
     steps: list[int] = []
-    monkeypatch.setattr("bam_plugin.packed.upscaler.available_memory", lambda: 4 << 20)
-    monkeypatch.setattr("bam_plugin.packed.upscaler._LEAST_TILE_MEMORY", 1 << 20)
+    monkeypatch.setattr("bam_plugin.upscale.upscaler.available_memory", lambda: 4 << 20)
+    monkeypatch.setattr("bam_plugin.upscale.upscaler._LEAST_TILE_MEMORY", 1 << 20)
     image = _photo(300, 400, 1)
     large = upscaler.upscale(image, progress=steps.append)
     assert len(steps) > 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bam_plugin.slider_page import Comparison, slider_page
+from bam_plugin.upscale.slider_page import Comparison, slider_page
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 

@@ -1,10 +1,10 @@
 """Builds the C libraries of the package: for setup.py, or by hand (`python build.py`, in place).
 
-`bam_plugin/packed/_kernels.*` is the packed engine. Each of its source files is compiled with the flags of its own
+`bam_plugin/engine/_kernels.*` is the packed engine. Each of its source files is compiled with the flags of its own
 instruction set and the rest of the library with none, so the library runs on any processor of its kind and picks at run
-time. A file that the compiler cannot build is left out. `bam_plugin/nn/_training.*` are passes of the training, with
-OpenMP. A library that cannot be built is left out, too: the installation goes on, and NumPy or torch computes instead.
-Only setuptools is needed: this module is loaded by path, before the package can be imported.
+time. A file that the compiler cannot build is left out. `bam_plugin/nn/fast/_training.*` are passes of the training,
+with OpenMP. A library that cannot be built is left out, too: the installation goes on, and NumPy or torch computes
+instead. Only setuptools is needed: this module is loaded by path, before the package can be imported.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class Library(Extension):
         self.without = without
 
 
-KERNELS = Library("bam_plugin.packed._kernels", HERE, "packed networks will run on the slower NumPy path")
-TRAINING = Library("bam_plugin.nn._training", ROOT / "bam_plugin/nn/csrc", "binary networks will train a little slower")
+KERNELS = Library("bam_plugin.engine._kernels", HERE, "packed networks will run on the slower NumPy path")
+TRAINING = Library(
+    "bam_plugin.nn.fast._training", ROOT / "bam_plugin/nn/fast/csrc", "binary networks will train a little slower"
+)
 LIBRARIES = (KERNELS, TRAINING)
 
 
@@ -83,7 +85,7 @@ class BuildLibraries(build_ext):
 
     def _build_training(self, ext: Library) -> None:
         objects = [self._compile(ext, source, ["-fopenmp", "-Wno-psabi"]) for source in ext.sources]
-        # Not linked with an OpenMP: it is to use torch's, see bam_plugin/nn/native.py.
+        # Not linked with an OpenMP: it is to use torch's, see bam_plugin/nn/fast/native.py.
         self._link(ext, objects, [])
 
     def _build_kernels(self, ext: Library) -> None:

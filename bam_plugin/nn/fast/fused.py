@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bam_plugin.nn import native
+from bam_plugin.nn.fast import native
 from bam_plugin.nn.sign import decay_shape
 
 aten = torch.ops.aten

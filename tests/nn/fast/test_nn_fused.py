@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from bam_plugin.nn import ActivationScale, BinaryConv2d, HPBBlock, LBBlock, fused, set_progress
+from bam_plugin.nn import ActivationScale, BinaryConv2d, HPBBlock, LBBlock, set_progress
+from bam_plugin.nn.fast import fused
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 WIDTH = 12

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from test_nn_fused import assert_same, example, shaken, trained_once
 from torch import Tensor, nn
 
-from bam_plugin.nn import ESTIMATORS, BinaryConv2d, HPBBlock, fused, native
+from bam_plugin.nn import ESTIMATORS, BinaryConv2d, HPBBlock
+from bam_plugin.nn.fast import fused, native
 
 # Where it can be built, a missing library is a failure.
 pytestmark = pytest.mark.skipif(

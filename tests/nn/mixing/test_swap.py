@@ -6,11 +6,11 @@ from torch import nn
 
 from bam_plugin.archs.binarized_arch import Binarized
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
+from bam_plugin.conversion.converter import convert_network
 from bam_plugin.nn import METHODS, BinaryConv2d
-from bam_plugin.nn.grouping import GroupedLayer
-from bam_plugin.nn.recipe import Recipe, SwapError, as_recipe
-from bam_plugin.nn.swap import binarize
-from bam_plugin.packed.converter import convert_network
+from bam_plugin.nn.mixing.grouping import GroupedLayer
+from bam_plugin.nn.mixing.recipe import Recipe, SwapError, as_recipe
+from bam_plugin.nn.mixing.swap import binarize
 
 COMMON = {"num_in_ch": 3, "num_out_ch": 3}
 EDSR = {**COMMON, "num_feat": 8, "num_block": 2, "upscale": 2}

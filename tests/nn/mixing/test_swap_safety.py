@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bam_plugin.archs.binarized_arch import Binarized
 from bam_plugin.nn import sign
-from bam_plugin.nn.grouping import GroupedLayer, GroupOrderError, GroupScopeError, open_frames
-from bam_plugin.nn.swap import binarize
+from bam_plugin.nn.mixing.grouping import GroupedLayer, GroupOrderError, GroupScopeError, open_frames
+from bam_plugin.nn.mixing.swap import binarize
 
 CHANNELS = 4
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import training_options
+from helpers import training_options
 
 import bam_plugin.archs  # noqa: F401
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
 from bam_plugin.nn import BinaryConv2d
-from bam_plugin.train import train
+from bam_plugin.train.training import train
 
 HOST = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 4}
 

@@ -1,4 +1,4 @@
-/* The element-wise passes of bam_plugin/nn/fused.py, each over its maps once.
+/* The element-wise passes of bam_plugin/nn/fast/fused.py, each over its maps once.
  *
  * A map is float32 or bfloat16 (`half`) in the order (N, H, W, C): `pixels` rows of `channels` values. Parameters of
  * channels are float32. Threads share the pixels in equal parts, and sums over pixels add up the parts in their order: a

@@ -1,0 +1,1 @@
+"""From torch to packed: lowering, comparison, costs, and the export to ONNX."""

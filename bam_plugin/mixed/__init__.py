@@ -1,0 +1,1 @@
+"""Torch networks whose binary convolutions are packed: their files, layers and engine."""

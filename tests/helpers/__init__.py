@@ -1,0 +1,1 @@
+"""What several tests share: small networks, option files, pictures and folders."""
