@@ -1,4 +1,4 @@
-"""What each LB block of a trained BSRN contributes, for docs/training.md.
+"""What each LB block of a trained BSRN contributes, for docs/lab/training.md.
 
     python benchmarks/block_use.py CHECKPOINT [--stage float] --data DIR [--every 4]
 

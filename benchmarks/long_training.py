@@ -1,6 +1,6 @@
 """The curve of a long training, from the logs that BasicSR wrote: record, picture and table.
 
-    python benchmarks/long_training.py docs/training_light_x4.csv [NAME=FOLDER[+OFFSET] ...] --png FILE
+    python benchmarks/long_training.py docs/lab/training_light_x4.csv [NAME=FOLDER[+OFFSET] ...] --png FILE
 
 FOLDER is a folder of experiments/: what its *.log files say of the validation set goes into the record, which outlives
 the folder and holds the trainings of earlier runs. OFFSET is the iteration at which the training's first weights came

@@ -1,7 +1,7 @@
 """Do the networks learn? A short training of each network with each method, as curves.
 
     python benchmarks/training_curves.py run --data DIR --out DIR     # one JSON file per run; finished ones are kept
-    python benchmarks/training_curves.py plot --out DIR --png docs/training_curves.png
+    python benchmarks/training_curves.py plot --out DIR --png docs/lab/training_curves.png
 
 `--data` is a folder with T91 and Set5. Each run: batch 4, LR patch 24, x4, L1 loss, Adam, 200 iterations,
 the same patches for every method. A run records the loss of each iteration and the Set5 PSNR (Y channel, 8 bit, cropped
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "plot"))
     parser.add_argument("--data", type=Path, help="folder with T91 and Set5")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
-    parser.add_argument("--png", type=Path, default=Path("docs/training_curves.png"))
+    parser.add_argument("--png", type=Path, default=Path("docs/lab/training_curves.png"))
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--iterations", type=int, default=200)

@@ -1,4 +1,4 @@
-"""Which reading of BSRN trains, and what each part of bit accumulation gives, for docs/training.md.
+"""Which reading of BSRN trains, and what each part of bit accumulation gives, for docs/lab/training.md.
 
     python benchmarks/what_trains.py [VARIANT ...] --data DIR [--seeds 0 1 2] [--results FILE]
 
