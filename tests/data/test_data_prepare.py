@@ -310,12 +310,12 @@ def test_classic_sets_by_one_command(
 
 def test_preparing_imports_no_torch() -> None:
     modules = (
-        "data.resize",
+        "pictures.resize",
         "data.prepare",
         "data.benchmarks",
         "data.overlap",
-        "data.sheet",
-        "report",
+        "upscale.sheet",
+        "train.report",
         "commands.prepare",
     )
     code = "".join(f"import bam_plugin.{name}\n" for name in modules) + "import sys\nassert 'torch' not in sys.modules"

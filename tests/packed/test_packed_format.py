@@ -86,11 +86,11 @@ def test_models_survive_the_file(channels, blocks, scale, info):
 
 def test_bytes_are_the_same_in_another_process(tmp_path):
     write_packed(small_model(), tmp_path / "here.bam.safetensors")
-    program = "import sys; from packed_models import small_model; from bam_plugin.packed import write_packed\n"
+    program = "import sys; from helpers.packed_models import small_model; from bam_plugin.packed import write_packed\n"
     program += "write_packed(small_model(), sys.argv[1])"
     there = tmp_path / "there.bam.safetensors"
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent)])
+    tests = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(tests), str(tests.parent)])
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", program, str(there)], check=True, env=environment)
     assert there.read_bytes() == (tmp_path / "here.bam.safetensors").read_bytes()
