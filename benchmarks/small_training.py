@@ -12,7 +12,7 @@ import torch
 
 from bam_plugin.data.images import list_images, read_image
 from bam_plugin.data.metrics import calculate_psnr_y
-from bam_plugin.pictures.resize import imresize, mod_crop
+from bam_plugin.pictures.imresize import imresize, mod_crop
 
 SCALE, PATCH = 4, 24  # LR patches of 24 x 24
 Pairs = list[tuple[np.ndarray, np.ndarray]]

@@ -11,7 +11,7 @@ from bam_plugin.data.pairs import downscale
 from bam_plugin.packed.format import read_packed
 from bam_plugin.packed.precision import read_offers
 from bam_plugin.packed.zoo import DEFAULT_NETWORK, ZOO, find_model, list_models
-from bam_plugin.pictures.resize import mod_crop
+from bam_plugin.pictures.imresize import mod_crop
 from bam_plugin.upscale import Upscaler
 
 MODELS = list_models()

@@ -109,7 +109,7 @@ def convert(checkpoint: Path) -> tuple[Path, dict]:
 def upscale_and_measure(packed: Path) -> list[PhotoResult]:
     """Upscale the held-out photos with the packed file and measure bicubic, the network in PyTorch, and packed."""
     from bam_plugin.data.metrics import calculate_psnr_y, calculate_ssim_y
-    from bam_plugin.pictures.resize import imresize
+    from bam_plugin.pictures.imresize import imresize
     from bam_plugin.upscale import Upscaler
 
     upscaler = Upscaler(packed)
@@ -143,7 +143,7 @@ def upscale_and_measure(packed: Path) -> list[PhotoResult]:
 
 def draw(results: list[PhotoResult], path: Path) -> None:
     """The comparison picture: for each photo bicubic, the network in PyTorch, packed, and the original."""
-    from bam_plugin.upscale.sheet import Comparison, Panel, choose_box, draw_sheet
+    from bam_plugin.upscale.sheet import ComparedImage, Panel, choose_box, draw_sheet
 
     titles = {"bicubic": "Bicubic", "network": "Network (PyTorch)", "packed": "Packed (1 bit)"}
     comparisons = []
@@ -154,7 +154,7 @@ def draw(results: list[PhotoResult], path: Path) -> None:
         ]
         panels.append(Panel("HR", result.original))
         box = choose_box(result.original, [result.pictures["bicubic"], result.pictures["packed"]], 72)
-        comparisons.append(Comparison(result.name, panels, box))
+        comparisons.append(ComparedImage(result.name, panels, box))
     cv2.imwrite(str(path), draw_sheet(comparisons))
 
 

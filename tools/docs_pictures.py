@@ -18,7 +18,7 @@ from selenium import webdriver
 from skimage import data
 
 from bam_plugin.cli import main as bam
-from bam_plugin.pictures.resize import imresize
+from bam_plugin.pictures.imresize import imresize
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 

@@ -8,7 +8,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from bam_plugin.errors import BamError
-from bam_plugin.pictures.resize import bicubic_taps
+from bam_plugin.pictures.imresize import bicubic_taps
 
 
 @ARCH_REGISTRY.register()

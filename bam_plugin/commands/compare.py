@@ -23,7 +23,7 @@ from bam_plugin.errors import BamError
 if TYPE_CHECKING:
     import numpy as np
 
-    from bam_plugin.upscale.sheet import Box, Comparison
+    from bam_plugin.upscale.sheet import Box, ComparedImage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -67,14 +67,14 @@ def _before_after(args: argparse.Namespace) -> int:
     from bam_plugin.files import atomic_path
     from bam_plugin.upscale.batch_progress import explain_failure, list_failures
     from bam_plugin.upscale.before_after import before_after_page, before_after_sheet, enlarge_both
-    from bam_plugin.upscale.file_jobs import find_sources
+    from bam_plugin.upscale.plan import find_inputs
     from bam_plugin.upscale.upscaler import Upscaler
 
     output = args.output or Path(f"comparison.{'html' if args.html else 'png'}")
     wanted = ".html" if args.html else ".png"
     if output.suffix.lower() != wanted or output.is_dir():
         raise BamError(f"expected an --output ending in {wanted}, found {output}.")
-    sources = find_sources(args.input, output=output)
+    sources = find_inputs(args.input, output=output)
     if any(source.path.resolve() == output.resolve() for source in sources):
         raise BamError(f"{output} is an input; name another --output.")
     upscaler = Upscaler(args.model, scale=args.scale)
@@ -139,12 +139,12 @@ def _compare(
     box: Box | None,
     box_size: int,
     others: Sequence[str],
-) -> Comparison:
+) -> ComparedImage:
     from bam_plugin.data.images import read_image
     from bam_plugin.data.pairs import downscale
-    from bam_plugin.pictures.resize import imresize, mod_crop
+    from bam_plugin.pictures.imresize import imresize, mod_crop
     from bam_plugin.toolbox.compat import require_basicsr
-    from bam_plugin.upscale.sheet import Comparison, Panel, choose_box
+    from bam_plugin.upscale.sheet import ComparedImage, Panel, choose_box
 
     require_basicsr()
     from bam_plugin.data.metrics import calculate_psnr_y, calculate_ssim_y
@@ -159,7 +159,7 @@ def _compare(
         for name, image in results.items()
     ]
     box = box or choose_box(hr, list(results.values()), box_size)
-    return Comparison(target.stem, [Panel("HR", hr), *panels], box)
+    return ComparedImage(target.stem, [Panel("HR", hr), *panels], box)
 
 
 def read_result(folder: Path, stem: str, hr: np.ndarray, *, others: Sequence[str]) -> np.ndarray:

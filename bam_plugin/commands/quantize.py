@@ -26,7 +26,7 @@ from bam_plugin.packed.format import PackedModel, read_packed, write_packed
 from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.precision import FIELD, INTEGERS, MAX_COST, Offer
 from bam_plugin.packed.zoo import find_model
-from bam_plugin.pictures.resize import mod_crop
+from bam_plugin.pictures.imresize import mod_crop
 from bam_plugin.upscale.upscaler import Upscaler
 
 MAX_IMAGES = 64  # for calibration: spread over the folder's files

@@ -23,7 +23,7 @@ from bam_plugin.packed.precision import FLOAT, PRECISIONS
 from bam_plugin.pictures.read import MAX_PIXELS
 from bam_plugin.pictures.write import DEFAULT_QUALITY
 from bam_plugin.upscale.batch_progress import BatchProgress, explain_failure, list_failures
-from bam_plugin.upscale.file_jobs import Job, find_sources, plan_jobs
+from bam_plugin.upscale.plan import PlannedPicture, find_inputs, plan_pictures
 from bam_plugin.upscale.upscaler import MAX_SCALE, Upscaler, UpscaleResult, target_size
 
 _log = logging.getLogger(__name__)
@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     """Upscale what the arguments name; 0 when every picture has its result, 1 when some failed."""
     started = time.perf_counter()
     # Before the network is read: a wrong path is the likeliest mistake.
-    sources = find_sources(args.input, output=args.output, recursive=args.recursive)
+    sources = find_inputs(args.input, output=args.output, recursive=args.recursive)
     upscaler = Upscaler(args.model, scale=args.scale, isa=args.isa, threads=args.threads, precision=args.precision)
     scale = args.scale or upscaler.scale
-    jobs = plan_jobs(
+    jobs = plan_pictures(
         sources,
         output=args.output,
         scale=scale,
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _tidy(jobs: list[Job], *, quiet: bool) -> None:
+def _tidy(jobs: list[PlannedPicture], *, quiet: bool) -> None:
     """Remove what killed runs have left unfinished in the folders of the results."""
     for folder in sorted({job.destination.parent for job in jobs if job.destination is not None}):
         for path in remove_abandoned(folder):
@@ -115,7 +115,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 class _Batch:
     """Runs the jobs one after the other and keeps the books."""
 
-    def __init__(self, *, args: argparse.Namespace, upscaler: Upscaler, scale: float, jobs: list[Job]):
+    def __init__(self, *, args: argparse.Namespace, upscaler: Upscaler, scale: float, jobs: list[PlannedPicture]):
         self._args, self._upscaler, self._scale, self._jobs = args, upscaler, scale, jobs
         self._progress = BatchProgress(
             files=len(jobs),
@@ -135,7 +135,7 @@ class _Batch:
                     self._progress.write(_printable(_line(record)), sys.stdout)
         return records
 
-    def _one(self, job: Job) -> dict:
+    def _one(self, job: PlannedPicture) -> dict:
         record: dict = {"source": str(job.source), "destination": str(job.destination) if job.destination else None}
         try:
             record.update(self._outcome(job))
@@ -144,7 +144,7 @@ class _Batch:
             record.update(status="failed", error=explain_failure(error, job.source), error_class=type(error).__name__)
         return record
 
-    def _outcome(self, job: Job) -> dict:
+    def _outcome(self, job: PlannedPicture) -> dict:
         if job.error is not None:
             raise job.error
         assert job.destination is not None and job.info is not None  # as in every job without an error
@@ -193,7 +193,7 @@ def _printable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _pixels(job: Job) -> int:
+def _pixels(job: PlannedPicture) -> int:
     return job.info.width * job.info.height if job.info else 0
 
 

@@ -1,9 +1,9 @@
 """Images in, training pairs and benchmark numbers out.
 
-`resize` (MATLAB's bicubic), `images` (reading any image file), `storage` and `job` (LMDBs and folders that are whole or
-not there), `prepare` and `benchmarks` (DIV2K, any folder, the test sets), `overlap` (is a training image in a
-benchmark?), `paired_patch_dataset` and `metrics` (registered in BasicSR by `register()`). Importing this package
-imports neither torch nor basicsr; it only makes basicsr importable (`bam_plugin.toolbox.compat.apply`).
+`images` (reading any image file), `storage` and `dataset_writer` (LMDBs and folders that are whole or not there),
+`prepare` and `benchmarks` (DIV2K, any folder, the test sets), `overlap` (is a training image in a benchmark?),
+`paired_patch_dataset` and `metrics` (registered in BasicSR by `register()`). Importing this package imports neither
+torch nor basicsr; it only makes basicsr importable (`bam_plugin.toolbox.compat.apply`).
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bam_plugin.data.dataset_writer import DatasetWriter, fingerprint, refuse_existing
 from bam_plugin.data.images import IMAGE_SUFFIXES, encode_png, read_image, unique_keys
-from bam_plugin.data.job import Job, fingerprint, refuse_existing
 from bam_plugin.data.pairs import TooSmallError, downscale
-from bam_plugin.data.runner import LeftOut, run_job
+from bam_plugin.data.parallel import LeftOut, write_dataset
 from bam_plugin.data.storage import Entry
 from bam_plugin.errors import BamError
-from bam_plugin.pictures.resize import mod_crop
+from bam_plugin.pictures.imresize import mod_crop
 
 # Name -> (other names in use, number of images).
 BENCHMARKS: dict[str, tuple[tuple[str, ...], int]] = {
@@ -140,9 +140,9 @@ def prepare_benchmark(
     paths = list(keys)
     settings = {"format": 1, "scales": missing, "images": fingerprint(paths)}
     places = {key: path for s in missing for key, path in outputs[s].items()}
-    with Job(work=work_folder, outputs=places, settings=settings) as job:
-        result.left_out = run_job(job, paths, work, label=name, workers=workers, progress=progress)
-        result.images = len(job.shapes[f"GTmod{missing[0]}"])
+    with DatasetWriter(work=work_folder, outputs=places, settings=settings) as writer:
+        result.left_out = write_dataset(writer, paths, work, label=name, workers=workers, progress=progress)
+        result.images = len(writer.shapes[f"GTmod{missing[0]}"])
     expected = BENCHMARKS.get(name, ((), result.images))[1]
     if result.images != expected:
         _logger.warning("%s has %d images, expected %d: its mean is not comparable", name, result.images, expected)

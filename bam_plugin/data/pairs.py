@@ -15,7 +15,7 @@ import numpy as np
 from bam_plugin.data.images import encode_png
 from bam_plugin.data.storage import Entry
 from bam_plugin.errors import BamError
-from bam_plugin.pictures.resize import imresize, mod_crop
+from bam_plugin.pictures.imresize import imresize, mod_crop
 
 
 class TooSmallError(BamError):

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from bam_plugin.data.benchmarks import PreparedBenchmark, prepare_benchmark
+from bam_plugin.data.dataset_writer import DatasetWriter, fingerprint, refuse_existing
 from bam_plugin.data.images import list_images, read_image, unique_keys
-from bam_plugin.data.job import Job, fingerprint, refuse_existing
 from bam_plugin.data.overlap import Overlap, find_overlaps
 from bam_plugin.data.pairs import Grid, common_modulus, make_pairs
-from bam_plugin.data.runner import LeftOut, run_job
+from bam_plugin.data.parallel import LeftOut, write_dataset
 from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space, require_lmdb
 from bam_plugin.errors import BamError
 from bam_plugin.files import atomic_path
@@ -123,9 +123,11 @@ def prepare_training_set(
     }
     if not work_folder.exists():
         check_space(root, _bytes_on_disk(paths, work, bounds))
-    with Job(work=work_folder, outputs=outputs, settings=settings, map_bytes=bounds, entries=entries) as job:
-        result.left_out = run_job(job, paths, work, label=name, workers=workers, progress=progress)
-        shapes = job.shapes["HR"]
+    with DatasetWriter(
+        work=work_folder, outputs=outputs, settings=settings, map_bytes=bounds, entries=entries
+    ) as writer:
+        result.left_out = write_dataset(writer, paths, work, label=name, workers=workers, progress=progress)
+        shapes = writer.shapes["HR"]
     result.pairs = len(shapes)
     if store == "folder":
         lines = [f"{key}.png ({h},{w},{c})\n" for key, (h, w, c) in sorted(shapes.items())]

@@ -41,7 +41,7 @@ class Entry:
 
 
 class Store(Protocol):
-    """Where the entries of one collection go while a job runs."""
+    """Where the entries of one collection go while a dataset is written."""
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Store entries for good: they survive a killed process."""

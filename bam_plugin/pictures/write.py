@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bam_plugin.pictures.errors import PictureWriteError
-from bam_plugin.pictures.png import MAX_SIDE, PngStream
+from bam_plugin.pictures.png_stream import MAX_SIDE, PngStream
 from bam_plugin.pictures.read import Picture, PictureInfo
 
 OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}

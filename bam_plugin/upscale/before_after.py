@@ -13,11 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bam_plugin.pictures.imresize import imresize
 from bam_plugin.pictures.read import MAX_PIXELS, read_picture
-from bam_plugin.pictures.resize import imresize
-from bam_plugin.upscale.sheet import Comparison, Panel, choose_box, draw_sheet
-from bam_plugin.upscale.slider_page import Comparison as SliderComparison
-from bam_plugin.upscale.slider_page import slider_page
+from bam_plugin.upscale.sheet import ComparedImage, Panel, choose_box, draw_sheet
+from bam_plugin.upscale.slider_page import Slider, slider_page
 from bam_plugin.upscale.upscaler import Upscaler, from_unit, target_size, to_unit
 
 
@@ -64,14 +63,14 @@ def before_after_sheet(pictures: Sequence[BeforeAfter], *, box_size: int = 64, n
     for picture in pictures:
         panels = [Panel("bicubic", _bgr(picture.bicubic)), Panel(network, _bgr(picture.network))]
         box = choose_box(panels[0].image, [panels[1].image], box_size)
-        comparisons.append(Comparison(picture.name, panels, box))
+        comparisons.append(ComparedImage(picture.name, panels, box))
     return cv2.cvtColor(draw_sheet(comparisons), cv2.COLOR_BGR2RGB)
 
 
 def before_after_page(pictures: Sequence[BeforeAfter], *, network: str = "network") -> str:
     """One self-contained HTML page with a draggable divider for each picture."""
     sliders = [
-        SliderComparison(
+        Slider(
             caption=f"{picture.name}: {_size(picture.source_size)} enlarged to {_size(picture.network.shape[1::-1])}",
             before=picture.bicubic,
             after=picture.network,

@@ -39,7 +39,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedImage:
     """One image: its name, the panels with the HR image first, and the box to enlarge.
 
     Without measured values there need be no HR image; the first panel then is the one shown as a whole.
@@ -65,11 +65,11 @@ def choose_box(target: np.ndarray, results: Sequence[np.ndarray], size: int) -> 
     return int(top), int(left), height, width
 
 
-def draw_sheet(comparisons: Sequence[Comparison], *, panel: int = 220) -> np.ndarray:
+def draw_sheet(comparisons: Sequence[ComparedImage], *, panel: int = 220) -> np.ndarray:
     """All `comparisons` below each other, as one BGR image; `panel` is the longer side of an enlarged box in pixels."""
     if not comparisons:
         raise SheetError("expected at least one image to compare, found none.")
-    blocks = [draw_comparison(comparison, panel=panel) for comparison in comparisons]
+    blocks = [draw_compared(compared, panel=panel) for compared in comparisons]
     width = max(block.shape[1] for block in blocks)
     blocks = [
         cv2.copyMakeBorder(block, 0, 0, 0, width - block.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
@@ -78,32 +78,32 @@ def draw_sheet(comparisons: Sequence[Comparison], *, panel: int = 220) -> np.nda
     return np.concatenate(blocks)
 
 
-def draw_comparison(comparison: Comparison, *, panel: int = 220) -> np.ndarray:
+def draw_compared(compared: ComparedImage, *, panel: int = 220) -> np.ndarray:
     """One image: at the left the whole HR image with the box, at the right one or two rows of enlarged boxes.
 
     Boxes are enlarged without smoothing, so that the pixels themselves are seen. Of several results the best PSNR and
     SSIM are red.
     """
-    top, left, height, width = comparison.box
+    top, left, height, width = compared.box
     # The HR image is the panel that nothing was measured on; among unmeasured results it is the first one.
-    original = next((each for each in comparison.panels if each.psnr is None), comparison.panels[0])
+    original = next((each for each in compared.panels if each.psnr is None), compared.panels[0])
     target = original.image
     if not (
         0 <= top <= top + height <= target.shape[0] and 0 <= left <= left + width <= target.shape[1] and height > 0
     ):
         raise SheetError(
-            f"{comparison.name}: the box {comparison.box} (top, left, height, width) is not inside the image "
+            f"{compared.name}: the box {compared.box} (top, left, height, width) is not inside the image "
             f"{target.shape[0]}x{target.shape[1]}."
         )
-    for each in comparison.panels:
+    for each in compared.panels:
         if each.image.shape != target.shape:
             raise SheetError(
-                f"{comparison.name}: the result of {each.title} is {each.image.shape}, expected {target.shape} as HR."
+                f"{compared.name}: the result of {each.title} is {each.image.shape}, expected {target.shape} as HR."
             )
     factor = panel / max(height, width)
     cell = (round(width * factor), round(height * factor))
-    rows = 1 if len(comparison.panels) <= 4 else 2
-    columns = -(-len(comparison.panels) // rows)
+    rows = 1 if len(compared.panels) <= 4 else 2
+    columns = -(-len(compared.panels) // rows)
     step = (cell[0] + _MARGIN, cell[1] + 2 * _LINE + _MARGIN)
     body = rows * step[1] - _MARGIN
     overview = _fit(target, body - _LINE)
@@ -115,10 +115,10 @@ def draw_comparison(comparison: Comparison, *, panel: int = 220) -> np.ndarray:
     shrink = overview.shape[0] / target.shape[0]
     corners = [_MARGIN + round(value * shrink) for value in (left, top, left + width, top + height)]
     draw.rectangle(corners, outline=_FRAME, width=3)
-    draw.text((_MARGIN, _MARGIN + overview.shape[0] + 2), comparison.name, fill=_INK, font=font)
-    measured = any(each.psnr is not None for each in comparison.panels)
-    best = _best(comparison.panels)
-    for number, each in enumerate(comparison.panels):
+    draw.text((_MARGIN, _MARGIN + overview.shape[0] + 2), compared.name, fill=_INK, font=font)
+    measured = any(each.psnr is not None for each in compared.panels)
+    best = _best(compared.panels)
+    for number, each in enumerate(compared.panels):
         x = overview.shape[1] + 2 * _MARGIN + (number % columns) * step[0]
         y = _MARGIN + (number // columns) * step[1]
         crop = each.image[top : top + height, left : left + width]

@@ -1,8 +1,8 @@
 """One HTML file with before/after sliders: open it anywhere, nothing is fetched.
 
-Each comparison lies in the page as two PNGs. The divider is an ordinary range input stretched over the picture, so it
-is dragged with a mouse or a finger and moved with the arrow keys alike. A content security policy forbids the page
-every connection.
+Each pair of pictures lies in the page as two PNGs. The divider is an ordinary range input stretched over the picture,
+so a mouse or a finger drags it, and the arrow keys move it. A content security policy forbids the page every
+connection.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _FIGURE = string.Template("""<figure>
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Slider:
     """Two pictures of one size, uint8 (H, W), (H, W, 3) or (H, W, 4), with a caption and a name for each."""
 
     caption: str
@@ -96,10 +96,10 @@ class Comparison:
     after_name: str = "network"
 
 
-def slider_page(comparisons: Sequence[Comparison], *, title: str) -> str:
-    """Return the HTML text. Raises ValueError when the two pictures of a comparison differ in size."""
+def slider_page(sliders: Sequence[Slider], *, title: str) -> str:
+    """Return the HTML text. Raises ValueError when the two pictures of a slider differ in size."""
     figures = []
-    for item in comparisons:
+    for item in sliders:
         if item.before.shape[:2] != item.after.shape[:2]:
             raise ValueError(
                 f"{item.caption}: both pictures must have one size, {item.before.shape} and {item.after.shape}"

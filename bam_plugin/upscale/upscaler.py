@@ -30,7 +30,7 @@ from bam_plugin.packed.precision import FLOAT
 from bam_plugin.packed.zoo import find_model
 from bam_plugin.pictures.alpha import NEIGHBOURHOOD, clamp_alpha, fill_transparent
 from bam_plugin.pictures.read import MAX_PIXELS, check_array, read_picture
-from bam_plugin.pictures.row_resize import resize_bands
+from bam_plugin.pictures.resample import resample_bands
 from bam_plugin.pictures.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.pictures.write import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
 from bam_plugin.upscale.tile_memory import TileMemory, tile_memory
@@ -270,7 +270,7 @@ class Upscaler:
         bands = render_bands(
             render, tiling, scale=self.scale, channels=channels, finish=lambda band: band, dtype=np.float32
         )
-        for band in resize_bands(bands, source=own, target=size):
+        for band in resample_bands(bands, source=own, target=size):
             yield from_unit(band, dtype)
 
     def _render(self, window: np.ndarray) -> np.ndarray:

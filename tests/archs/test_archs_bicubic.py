@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bam_plugin.archs.bicubic_arch import Bicubic
-from bam_plugin.pictures.resize import imresize
+from bam_plugin.pictures.imresize import imresize
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])

@@ -1,7 +1,7 @@
-"""A resumable job that writes several collections at once (HR and each LR scale), all of them or none.
+"""Writes the collections of a dataset at once (HR and each LR scale), all of them or none, and can be resumed.
 
 The collections grow in a hidden work folder and are moved to their places when all are complete; a half-written
-collection never bears its final name. A journal says which source images are stored for good, so a killed job goes on
+collection never bears its final name. A journal says which source images are stored for good, so a killed run goes on
 where it stopped.
 """
 
@@ -27,7 +27,7 @@ from bam_plugin.files import atomic_path
 
 try:
     import fcntl
-except ImportError:  # Windows: two jobs at once in one folder are then not noticed
+except ImportError:  # Windows: two writers at once in one folder are then not noticed
     fcntl = None
 
 
@@ -50,11 +50,11 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-class Job:
+class DatasetWriter:
     """Several collections written together, resumable; use as a context manager.
 
     outputs: name of a collection -> where it shall lie in the end (`*.lmdb` becomes an LMDB, else a folder).
-    settings: whatever decides the content; a work folder left by a job of other settings is refused, not mixed.
+    settings: whatever decides the content; a work folder left by a run with other settings is refused, not mixed.
     map_bytes: name -> an upper bound of the bytes of all PNGs of an LMDB, entries: name -> their number.
     """
 
@@ -123,7 +123,7 @@ class Job:
         self._release()
         shutil.rmtree(self.work)
 
-    def __enter__(self) -> Job:
+    def __enter__(self) -> DatasetWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -165,7 +165,7 @@ def _lock(work: Path):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         handle.close()
-        raise StorageError(f"another job is writing into {work}: wait for it or stop it.") from error
+        raise StorageError(f"another run is writing into {work}: wait for it or stop it.") from error
     return handle
 
 
@@ -174,7 +174,7 @@ def _check_settings(work: Path, settings: dict) -> None:
     text = json.dumps(settings, sort_keys=True, indent=1)
     if path.exists() and path.read_text() != text:
         raise StorageError(
-            f"{work} was left by a job with other images or settings: repeat it as it was to resume it, "
+            f"{work} was left by a run with other images or settings: repeat it as it was to resume it, "
             "or remove that folder to start anew."
         )
     with atomic_path(path) as temporary:

@@ -12,8 +12,8 @@ from helpers.data_images import picture, write
 from bam_plugin import data
 from bam_plugin.cli import main
 from bam_plugin.errors import BamError
-from bam_plugin.pictures.resize import imresize
-from bam_plugin.upscale.sheet import Comparison, Panel, SheetError, choose_box, draw_comparison, draw_sheet
+from bam_plugin.pictures.imresize import imresize
+from bam_plugin.upscale.sheet import ComparedImage, Panel, SheetError, choose_box, draw_compared, draw_sheet
 
 
 def contains(sheet: np.ndarray, part: np.ndarray) -> bool:
@@ -26,7 +26,7 @@ def test_every_box_is_enlarged_pixel_by_pixel(results: int) -> None:
     target = picture(0, 90, 120)
     panels = [Panel("HR", target)]
     panels += [Panel(f"M{n}", picture(n + 1, 90, 120), 20.0 + n, 0.5 + n / 10) for n in range(results)]
-    sheet = draw_comparison(Comparison("name", panels, (10, 20, 30, 40)), panel=160)
+    sheet = draw_compared(ComparedImage("name", panels, (10, 20, 30, 40)), panel=160)
     for panel in panels:
         enlarged = panel.image[10:40, 20:60].repeat(4, axis=0).repeat(4, axis=1)
         # The frame covers the outermost pixels.
@@ -49,9 +49,9 @@ def test_box_lies_where_the_results_differ() -> None:
 def test_what_cannot_be_drawn_is_named() -> None:
     target = picture(0, 40, 40)
     with pytest.raises(SheetError, match="not inside"):
-        draw_comparison(Comparison("a", [Panel("HR", target)], (30, 0, 20, 20)))
+        draw_compared(ComparedImage("a", [Panel("HR", target)], (30, 0, 20, 20)))
     with pytest.raises(SheetError, match="result of X"):
-        draw_comparison(Comparison("a", [Panel("HR", target), Panel("X", target[1:], 1.0, 1.0)], (0, 0, 20, 20)))
+        draw_compared(ComparedImage("a", [Panel("HR", target), Panel("X", target[1:], 1.0, 1.0)], (0, 0, 20, 20)))
     with pytest.raises(SheetError, match="at least one"):
         draw_sheet([])
 

@@ -1,4 +1,4 @@
-"""Runs the images of one job through a function in parallel threads and stores the results in order."""
+"""Runs the images of a dataset through a function in parallel threads and stores the results in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bam_plugin.data.job import Job
+from bam_plugin.data.dataset_writer import DatasetWriter
 from bam_plugin.data.pairs import TooSmallError
 from bam_plugin.data.storage import Entry, StorageError
 from bam_plugin.errors import BamError
@@ -26,8 +26,8 @@ class LeftOut:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def run_job(
-    job: Job,
+def write_dataset(
+    writer: DatasetWriter,
     paths: Sequence[Path],
     work: Callable[[Path], dict[str, list[Entry]]],
     *,
@@ -35,21 +35,21 @@ def run_job(
     workers: int | None = None,
     progress: bool = True,
 ) -> LeftOut:
-    """Store what `work` makes of each path that `job` does not hold yet, then finish `job`.
+    """Store what `work` makes of each path that `writer` does not hold yet, then finish `writer`.
 
     Threads suffice: decoding, resizing and encoding leave Python's lock. `workers` is one per core by default. Progress
     with the time left goes to standard error. Raises BamError when no image at all is usable.
     """
     left_out = LeftOut()
-    if job.complete:
-        job.finish()
+    if writer.complete:
+        writer.finish()
         return left_out
-    queue = iter([path for path in paths if str(path) not in job.done])
+    queue = iter([path for path in paths if str(path) not in writer.done])
     waiting: collections.deque[tuple[Path, concurrent.futures.Future]] = collections.deque()
     workers = workers or os.cpu_count() or 1
     with (
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(paths), initial=len(job.done), unit="image", desc=label, disable=not progress) as bar,
+        tqdm(total=len(paths), initial=len(writer.done), unit="image", desc=label, disable=not progress) as bar,
     ):
         try:
             while True:
@@ -60,7 +60,7 @@ def run_job(
                     break
                 path, future = waiting.popleft()
                 try:
-                    job.put(str(path), future.result())
+                    writer.put(str(path), future.result())
                 except StorageError:
                     raise
                 except TooSmallError as error:
@@ -72,9 +72,9 @@ def run_job(
             for _, future in waiting:
                 future.cancel()
             raise
-    if not job.done:
-        shutil.rmtree(job.work)
+    if not writer.done:
+        shutil.rmtree(writer.work)
         path, reason = (*left_out.failed, *left_out.skipped)[0]
         raise BamError(f"none of the {len(paths)} images is usable; the first is {path}: {reason}")
-    job.finish()
+    writer.finish()
     return left_out

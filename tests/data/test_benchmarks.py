@@ -15,7 +15,7 @@ from bam_plugin.data.benchmarks import find_benchmarks, find_hr_images, prepare_
 from bam_plugin.data.images import read_image
 from bam_plugin.data.storage import AlreadyPreparedError
 from bam_plugin.errors import BamError
-from bam_plugin.pictures.resize import imresize
+from bam_plugin.pictures.imresize import imresize
 
 OPTIONS = Path(__file__).parents[2] / "options/test/Bicubic"
 

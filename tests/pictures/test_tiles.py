@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bam_plugin.engine import Engine
 from bam_plugin.engine.engine import available_isas
-from bam_plugin.pictures.row_resize import resize_bands
+from bam_plugin.pictures.resample import resample_bands
 from bam_plugin.pictures.tiles import BLEND_OVERLAP, SMALLEST_CORE, Tiling, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.upscale import Upscaler
 from bam_plugin.upscale.tile_memory import tile_memory
@@ -148,8 +148,8 @@ def test_memory_of_a_tile_is_not_underestimated(isa, features):
 def test_resizing_in_bands_equals_resizing_at_once(source, target, cut):
     image = _picture(*source, 2, np.float32, 0)
     bands = [image[start : start + cut] for start in range(0, source[0], cut)]
-    banded = np.concatenate(list(resize_bands(bands, source=source, target=target)))
-    whole = np.concatenate(list(resize_bands([image], source=source, target=target)))
+    banded = np.concatenate(list(resample_bands(bands, source=source, target=target)))
+    whole = np.concatenate(list(resample_bands([image], source=source, target=target)))
     assert banded.shape == (*target, 2)
     np.testing.assert_allclose(banded, whole, atol=2e-6)
 

@@ -27,7 +27,7 @@ class NameClashError(BamError):
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """An input file, and its path relative to the folder or pattern that it was found by."""
 
     path: Path
@@ -35,7 +35,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedPicture:
     """One picture: where it comes from and goes to, or the error that keeps it from being started."""
 
     source: Path
@@ -44,13 +44,13 @@ class Job:
     error: BamError | None = None
 
 
-def find_sources(inputs: Sequence[str], *, output: Path, recursive: bool = False) -> list[Source]:
+def find_inputs(inputs: Sequence[str], *, output: Path, recursive: bool = False) -> list[InputFile]:
     """List the files that `inputs` (files, folders, glob patterns) name, sorted, each once.
 
     Folders give the files with a picture's name ending; hidden files (unfinished results among them) are passed over,
     and so is the folder `output` where it lies inside. Raises `InputError` for an input that names nothing.
     """
-    found: dict[Path, Source] = {}
+    found: dict[Path, InputFile] = {}
     for name in inputs:
         path = Path(name)
         if path.is_dir():
@@ -59,7 +59,7 @@ def find_sources(inputs: Sequence[str], *, output: Path, recursive: bool = False
                 hint = "" if recursive else "; --recursive looks into its folders"
                 raise InputError(f"{path}: the folder holds no pictures ({' '.join(sorted(EXTENSIONS))}){hint}")
         elif path.exists():
-            sources = [Source(path, Path(path.name))]
+            sources = [InputFile(path, Path(path.name))]
         elif glob.has_magic(name):
             sources = _by_pattern(name)
             if not sources:
@@ -71,9 +71,9 @@ def find_sources(inputs: Sequence[str], *, output: Path, recursive: bool = False
     return list(found.values())
 
 
-def plan_jobs(
-    sources: Sequence[Source], *, output: Path, scale: float, format: str = "auto", suffix: str = "", max_pixels: int
-) -> list[Job]:
+def plan_pictures(
+    sources: Sequence[InputFile], *, output: Path, scale: float, format: str = "auto", suffix: str = "", max_pixels: int
+) -> list[PlannedPicture]:
     """Read each picture's header and name its result.
 
     `output` is a file when its name ends like a picture and there is one source, else a folder. A picture that cannot
@@ -98,13 +98,13 @@ def plan_jobs(
                     f"{source.path}: {destination} is already the result of {taken[real]}; rename one of the two"
                 )
             taken[real] = source.path
-            jobs.append(Job(source.path, destination, info))
+            jobs.append(PlannedPicture(source.path, destination, info))
         except BamError as error:
-            jobs.append(Job(source.path, error=error))
+            jobs.append(PlannedPicture(source.path, error=error))
     return jobs
 
 
-def _in_folder(folder: Path, output: Path, recursive: bool) -> list[Source]:
+def _in_folder(folder: Path, output: Path, recursive: bool) -> list[InputFile]:
     skipped = output.resolve()
     found = []
     for place, folders, files in os.walk(folder):
@@ -114,19 +114,19 @@ def _in_folder(folder: Path, output: Path, recursive: bool) -> list[Source]:
         for name in sorted(files):
             path = Path(place, name)
             if name[0] != "." and path.suffix.lower() in EXTENSIONS:
-                found.append(Source(path, path.relative_to(folder)))
+                found.append(InputFile(path, path.relative_to(folder)))
     return found
 
 
-def _by_pattern(pattern: str) -> list[Source]:
+def _by_pattern(pattern: str) -> list[InputFile]:
     fixed = Path(pattern)
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
     paths = (Path(name) for name in sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return [Source(path, path.relative_to(fixed)) for path in paths if path.is_file()]
+    return [InputFile(path, path.relative_to(fixed)) for path in paths if path.is_file()]
 
 
-def _is_file_name(output: Path, sources: Sequence[Source]) -> bool:
+def _is_file_name(output: Path, sources: Sequence[InputFile]) -> bool:
     if output.is_dir() or output.suffix.lower() not in EXTENSIONS | set(OUTPUT_FORMATS):
         if output.exists() and not output.is_dir():
             raise InputError(f"{output}: is a file, a folder or a picture's name was expected")
@@ -137,7 +137,7 @@ def _is_file_name(output: Path, sources: Sequence[Source]) -> bool:
     return True
 
 
-def _destination(source: Source, info: PictureInfo, output: Path, scale: float, format: str, suffix: str) -> Path:
+def _destination(source: InputFile, info: PictureInfo, output: Path, scale: float, format: str, suffix: str) -> Path:
     if format == "auto":
         height, width = target_size((info.height, info.width), scale)
         format = automatic_format(info, width=width, height=height)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bam_plugin.pictures import errors as errors
-from bam_plugin.pictures.png import PngStream
+from bam_plugin.pictures.png_stream import PngStream
 from bam_plugin.pictures.read import Picture, PictureInfo, read_picture
 from bam_plugin.pictures.write import automatic_format, plan_encoding
 

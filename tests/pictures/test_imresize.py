@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bam_plugin.pictures.resize import ResizeError, bicubic_taps, imresize, mod_crop
+from bam_plugin.pictures.imresize import ResizeError, bicubic_taps, imresize, mod_crop
 
 
 def test_halving_weights_are_those_of_the_stretched_kernel() -> None:

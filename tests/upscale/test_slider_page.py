@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bam_plugin.upscale.slider_page import Comparison, slider_page
+from bam_plugin.upscale.slider_page import Slider, slider_page
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
 
-def _comparisons() -> list[Comparison]:
+def _sliders() -> list[Slider]:
     red = np.full((240, 320, 3), RED, np.uint8)
     blue = np.full((240, 320, 3), BLUE, np.uint8)
-    return [Comparison('<b>ü & "x"</b>', red, blue), Comparison("second", red, blue, after_name="BSRN")]
+    return [Slider('<b>ü & "x"</b>', red, blue), Slider("second", red, blue, after_name="BSRN")]
 
 
 def test_the_page_is_one_file_that_loads_nothing():
-    page = slider_page(_comparisons(), title="Before & after")
+    page = slider_page(_sliders(), title="Before & after")
     assert "&lt;b&gt;ü &amp; &quot;x&quot;&lt;/b&gt;" in page and "<b>" not in page
     assert "<title>Before &amp; after</title>" in page
     # Every address in the page is a picture inside it.
@@ -35,7 +35,7 @@ def test_the_page_is_one_file_that_loads_nothing():
 def test_pictures_of_two_sizes_are_refused():
     small = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="one size"):
-        slider_page([Comparison("a", small, np.zeros((4, 5, 3), np.uint8))], title="x")
+        slider_page([Slider("a", small, np.zeros((4, 5, 3), np.uint8))], title="x")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    (tmp_path / "page.html").write_text(slider_page(_comparisons(), title="Test"), encoding="utf-8")
+    (tmp_path / "page.html").write_text(slider_page(_sliders(), title="Test"), encoding="utf-8")
     browser.get((tmp_path / "page.html").as_uri())
     return browser
 

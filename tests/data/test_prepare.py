@@ -16,20 +16,20 @@ from helpers.data_images import picture, write
 
 from bam_plugin.cli import main
 from bam_plugin.data import prepare as prepare_module
+from bam_plugin.data.dataset_writer import DatasetWriter
 from bam_plugin.data.images import read_image, unique_keys
-from bam_plugin.data.job import Job
 from bam_plugin.data.prepare import prepare_div2k, prepare_training_set
 from bam_plugin.data.source import ImageSource
 from bam_plugin.data.storage import AlreadyPreparedError, StorageError, close_lmdb
 from bam_plugin.errors import BamError
-from bam_plugin.pictures.resize import imresize, mod_crop
+from bam_plugin.pictures.imresize import imresize, mod_crop
 
 # `bam` in a process that dies, as by `kill -9`, when the eleventh image has been written and not yet noted.
 _KILLED_AFTER_TEN = """
 import os, signal, sys
 from bam_plugin import cli
-from bam_plugin.data.job import Job
-note, count = Job._note, []
+from bam_plugin.data.dataset_writer import DatasetWriter
+note, count = DatasetWriter._note, []
 def dying(self, record):
     note(self, record)
     count.append(record)
@@ -37,7 +37,7 @@ def dying(self, record):
         store = self._stores["HR"]
         put = store.put
         store.put = lambda entries: (put(entries), os.kill(os.getpid(), signal.SIGKILL))
-Job._note = dying
+DatasetWriter._note = dying
 cli.main(sys.argv[1:])
 """
 
@@ -232,9 +232,9 @@ def test_kill_between_the_moves_is_completed(tmp_path: Path) -> None:
 def test_refuses_other_settings_second_job_and_existing_results(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"in/{number}.png", picture(number, 48, 48)) for number in range(2)]
     outputs = {"HR": tmp_path / "T_HR.lmdb"}
-    first = Job(work=tmp_path / ".T.partial", outputs=outputs, settings={"a": 1})
-    with first, pytest.raises(StorageError, match="another job"):
-        Job(work=tmp_path / ".T.partial", outputs=outputs, settings={"a": 1})
+    first = DatasetWriter(work=tmp_path / ".T.partial", outputs=outputs, settings={"a": 1})
+    with first, pytest.raises(StorageError, match="another run"):
+        DatasetWriter(work=tmp_path / ".T.partial", outputs=outputs, settings={"a": 1})
     with pytest.raises(StorageError, match="other images or settings"):
         prepare_training_set(paths, tmp_path, name="T", crop_size=None, **QUIET)
     made = prepare_training_set(paths, tmp_path, name="U", crop_size=None, **QUIET)
@@ -310,7 +310,7 @@ def test_classic_sets_by_one_command(
 
 def test_preparing_imports_no_torch() -> None:
     modules = (
-        "pictures.resize",
+        "pictures.imresize",
         "data.prepare",
         "data.benchmarks",
         "data.overlap",

@@ -16,7 +16,7 @@ _SUPPORT = 2.0  # half width of the bicubic kernel at enlargement; it grows with
 _BAND_ROWS = 256
 
 
-def resize_bands(
+def resample_bands(
     bands: Iterable[np.ndarray], *, source: tuple[int, int], target: tuple[int, int]
 ) -> Iterator[np.ndarray]:
     """Resize float32 bands (rows, W, C) that make up a picture of `source` = (H, W) to `target` = (H', W').

@@ -12,7 +12,7 @@ from helpers.upscale_models import write_tiny
 from PIL import Image
 
 from bam_plugin.cli import main
-from bam_plugin.pictures.resize import imresize
+from bam_plugin.pictures.imresize import imresize
 from bam_plugin.upscale import Upscaler
 from bam_plugin.upscale.before_after import enlarge_both, shown
 
