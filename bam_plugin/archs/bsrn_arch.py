@@ -10,16 +10,19 @@ defaults are a trainable reading, and LITERAL holds the options that give the fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from bam_plugin.archs.options import NetworkOptions, takes
 from bam_plugin.nn.blocks import HPBBlock
 from bam_plugin.nn.layers import body_conv
-from bam_plugin.nn.methods import make_method, methods_of_parts
+from bam_plugin.nn.methods import methods_of_parts
+from bam_plugin.nn.options import ConvOptions
 from bam_plugin.nn.upsampling import make_upsampler
 
 PARTS = ("head", "body_end", "upsampler", "tail")
@@ -37,128 +40,116 @@ LITERAL: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class BSRNOptions(ConvOptions, NetworkOptions):
+    """The options of BSRN. The defaults are the trainable reading."""
+
+    binarizer: str = "bam"
+    """A name in bam_plugin.nn.METHODS whose two binarizers take the place of BAM's; the paths around the convolutions
+    stay those of the LB block. Weights are accumulated with `bam` only. Full-precision activations are refused: the
+    body would have no nonlinearity."""
+    num_feat: int = 48
+    """Channels of the body (48: the text and the printed parameter count; the figure says 64)."""
+    num_hpb: int = 20
+    """HPB blocks."""
+    num_lb: int = 2
+    """LB blocks in each HPB block."""
+    upsampler: str = "pixelshuffle"
+    """`pixelshuffle` (paper) or `pixelshuffledirect` (1/20 of its cost), see make_upsampler."""
+    alpha: str = "one"
+    """`one`, `learned` or `solved`: the factors of the weight accumulation (BAMWeight)."""
+    weight_gradient: str = "latent"
+    """Where the gradient of accumulated weights goes (BAMWeight)."""
+    activation_estimator: str = "clip"
+    """Gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS (where the activation side is `bn_sign`;
+    the other sides take it from activation_options)."""
+    identity: bool = True
+    """Identity path around each 3x3 convolution, see LBBlock."""
+    accumulate_activations: bool = True
+    """The terms b1 a1 and b2 a2 of LBBlock."""
+    beta: str = "spatial"
+    """Mode of the factors b1 and b2, see ActivationScale."""
+    beta_statistic: str = "mean_abs"
+    """Statistic of the factors."""
+    beta_init: Sequence[float] = (0.0, 0.0)
+    """Starts of the two factors."""
+    beta_offset: Sequence[float] = (0.5, 1.0)
+    """Offsets of the two factors."""
+    long_range: bool = True
+    """Accumulate the 3x3 filters over the LB blocks of an HPB block."""
+    short_range: bool = True
+    """Accumulate the filters of the two 1x1 convolutions."""
+    global_skip: str | None = "bilinear"
+    """`bilinear` or `bicubic` (the input, enlarged by torch's interpolation, is added to the output) or None (the
+    figure)."""
+
+
 @ARCH_REGISTRY.register()
 class BSRN(nn.Module):
     """Binary super-resolution network; RGB (N, num_in_ch, H, W) in [0, 1] -> (N, num_out_ch, H * upscale, W * upscale).
 
-    The first eight options describe the paper's network, the rest what it leaves open. The defaults are the trainable
-    reading; `BSRN(**LITERAL)` is the figure as printed (1,215,059 parameters at x4: 1,214,979 + 2 per LB block).
-
-    Args:
-        num_in_ch, num_out_ch: channels of the input and the output image.
-        num_feat: channels of the body (48: the text and the printed parameter count; the figure says 64).
-        num_hpb, num_lb: HPB blocks, and LB blocks in each.
-        upscale: 2, 3 or 4.
-        upsampler: `pixelshuffle` (paper) or `pixelshuffledirect` (1/20 of its cost), see make_upsampler.
-        alpha: `one`, `learned` or `solved`, the factors of the weight accumulation (BAMWeight).
-        identity, accumulate_activations, beta, beta_statistic, beta_init, beta_offset, long_range, short_range,
-            weight_gradient: see LBBlock.
-        activation_estimator: gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS (where the
-            activation side is `bn_sign`; the other sides take it from activation_options).
-        output_scale, output_scale_init: learned factor after each binary convolution (`channel`, `scalar` or None),
-            see BinaryConv2d.
-        latent_gain: factor on the start of the latent weights, see BinaryConv2d.
-        global_skip: `bilinear` or `bicubic` (the input, enlarged by torch's interpolation, is added to the output) or
-            None (the figure).
-        binarizer: a name in bam_plugin.nn.METHODS whose two binarizers take the place of BAM's; the paths around the
-            convolutions stay those of the LB block. Weights are accumulated with `bam` only.
-        weight_binarizer, weight_options, activation_binarizer, activation_options: replace one side of the method.
-            Full-precision activations are refused: the body would have no nonlinearity.
-        binary_parts: any of `head`, `body_end`, `upsampler`, `tail`, binarized too.
+    The keywords are the fields of BSRNOptions; `upscale` is 2, 3 or 4. `binary_parts`: any of `head`, `body_end`,
+    `upsampler`, `tail`. `BSRN(**LITERAL)` is the figure as printed (1,215,059 parameters at x4: 1,214,979 + 2 per LB
+    block).
     """
 
-    def __init__(
-        self,
-        *,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 48,
-        num_hpb: int = 20,
-        num_lb: int = 2,
-        upscale: int = 4,
-        upsampler: str = "pixelshuffle",
-        alpha: str = "one",
-        identity: bool = True,
-        accumulate_activations: bool = True,
-        beta: str = "spatial",
-        beta_statistic: str = "mean_abs",
-        beta_init: Sequence[float] = (0.0, 0.0),
-        beta_offset: Sequence[float] = (0.5, 1.0),
-        long_range: bool = True,
-        short_range: bool = True,
-        weight_gradient: str = "latent",
-        activation_estimator: str = "clip",
-        output_scale: str | None = "channel",
-        output_scale_init: float = 0.1,
-        latent_gain: float = 0.1,
-        global_skip: str | None = "bilinear",
-        binarizer: str = "bam",
-        weight_binarizer: str | None = None,
-        weight_options: Mapping[str, Any] | None = None,
-        activation_binarizer: str | None = None,
-        activation_options: Mapping[str, Any] | None = None,
-        binary_parts: Sequence[str] = (),
-    ) -> None:
+    @takes(BSRNOptions)
+    def __init__(self, options: BSRNOptions) -> None:
         super().__init__()
-        method = make_method(
-            binarizer,
-            weight=weight_binarizer,
-            weight_options=weight_options,
-            activation=activation_binarizer,
-            activation_options=activation_options,
-        )
+        num_in_ch, num_out_ch, num_feat = options.num_in_ch, options.num_out_ch, options.num_feat
+        method = options.method()
         if method.float_activations:
             raise ValueError(
                 "activation_binarizer 'float' leaves the body of BSRN without a nonlinearity; use SRResNet or VDSR for "
                 "binary weights with full-precision activations"
             )
-        parts = methods_of_parts(binary_parts, PARTS, method)
+        parts = methods_of_parts(options.binary_parts, PARTS, method)
         conv_options = method.conv_options()
         conv_options["weight_options"].pop("group_index", None)
         if method.activation == "bn_sign":
-            conv_options["activation_options"].setdefault("estimator", activation_estimator)
+            conv_options["activation_options"].setdefault("estimator", options.activation_estimator)
 
-        if global_skip not in (None, "bilinear", "bicubic"):
-            raise ValueError(f"global_skip must be None, 'bilinear' or 'bicubic', found {global_skip!r}")
-        if global_skip is not None and num_in_ch != num_out_ch:
+        if options.global_skip not in (None, "bilinear", "bicubic"):
+            raise ValueError(f"global_skip must be None, 'bilinear' or 'bicubic', found {options.global_skip!r}")
+        if options.global_skip is not None and num_in_ch != num_out_ch:
             raise ValueError(
                 f"global_skip adds the input to the output: num_in_ch ({num_in_ch}) and num_out_ch ({num_out_ch}) must "
                 "be equal; set global_skip to None"
             )
-        self.upscale = upscale
-        self.global_skip = global_skip
+        self.upscale = options.upscale
+        self.global_skip = options.global_skip
         self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), nn.ReLU())
         self.body = nn.Sequential(
             *(
                 HPBBlock(
                     num_feat=num_feat,
-                    num_lb=num_lb,
-                    identity=identity,
-                    accumulate_activations=accumulate_activations,
-                    beta=beta,
-                    beta_statistic=beta_statistic,
-                    beta_init=beta_init,
-                    beta_offset=beta_offset,
-                    long_range=long_range,
-                    short_range=short_range,
-                    alpha=alpha,
-                    weight_gradient=weight_gradient,
+                    num_lb=options.num_lb,
+                    identity=options.identity,
+                    accumulate_activations=options.accumulate_activations,
+                    beta=options.beta,
+                    beta_statistic=options.beta_statistic,
+                    beta_init=options.beta_init,
+                    beta_offset=options.beta_offset,
+                    long_range=options.long_range,
+                    short_range=options.short_range,
+                    alpha=options.alpha,
+                    weight_gradient=options.weight_gradient,
                     conv_options={
                         **conv_options,
-                        "output_scale": output_scale,
-                        "output_scale_init": output_scale_init,
-                        "latent_gain": latent_gain,
+                        "output_scale": options.output_scale,
+                        "output_scale_init": options.output_scale_init,
+                        "latent_gain": options.latent_gain,
                     },
                 )
-                for _ in range(num_hpb)
+                for _ in range(options.num_hpb)
             )
         )
         self.body_end = body_conv(num_feat, num_feat, bias=True, method=parts["body_end"])
         self.upsampler = make_upsampler(
-            upsampler,
+            options.upsampler,
             num_feat=num_feat,
             num_out_ch=num_out_ch,
-            upscale=upscale,
+            upscale=options.upscale,
             stage_method=parts["upsampler"],
             tail_method=parts["tail"],
         )

@@ -7,88 +7,51 @@ rectifiers (a sign needs none), and the shift of its normalization takes the pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bam_plugin.nn.layers import BinaryChain, body_conv
-from bam_plugin.nn.methods import make_method, methods_of_parts
+from bam_plugin.archs.options import NetworkOptions, takes
+from bam_plugin.nn.layers import body_conv
+from bam_plugin.nn.methods import methods_of_parts
+from bam_plugin.nn.options import ChainOptions
 
 PARTS = ("head", "tail")
 
 
+@dataclass(frozen=True, kw_only=True)
+class VDSROptions(ChainOptions, NetworkOptions):
+    """The options of VDSR; num_in_ch and num_out_ch are equal, because the network predicts a residual."""
+
+    num_layers: int = 20
+    """Convolutions in all, with head and tail."""
+    group: int = 3
+    """Convolutions in one accumulation group (the paper: 6 groups of 3); divides num_layers - 2."""
+    skip: bool | None = True
+    """Identity path around each convolution of a binary body; without one, 18 of them in sequence hardly train."""
+
+
 @ARCH_REGISTRY.register()
 class VDSR(nn.Module):
-    """RGB (N, num_in_ch, H, W) in [0, 1] -> (N, num_in_ch, H * upscale, W * upscale).
+    """RGB (N, num_in_ch, H, W) in [0, 1] -> (N, num_in_ch, H * upscale, W * upscale), for any whole `upscale`.
 
-    Args:
-        num_in_ch, num_out_ch: channels of the images; equal, because the network predicts a residual.
-        num_feat: channels of the body.
-        num_layers: convolutions in all, with head and tail.
-        upscale: any integer factor.
-        binarizer: a name in bam_plugin.nn.METHODS for the body, None for full precision. The options below are for a
-            binary body only.
-        weight_binarizer, activation_binarizer: replace one side of the method (`activation_binarizer: float` keeps
-            the activations full precision).
-        weight_options, activation_options: keywords of the two binarizers.
-        group: convolutions in one accumulation group (the paper: 6 groups of 3); divides num_layers - 2.
-        accumulate_weights, accumulate_activations: eq. 3 and eq. 9, for `bam`; None follows the method.
-        beta, beta_statistic, beta_init, beta_offset: factors b of eq. 9, see BinaryChain.
-        skip: identity path around each convolution of the body. None follows the method; without one, 18 binary
-            convolutions in sequence hardly train.
-        output_scale, output_scale_init: learned factor after each binary convolution, see BinaryConv2d.
-        latent_gain: see BinaryConv2d.
-        binary_parts: any of `head`, `tail`, binarized too.
+    The keywords are the fields of VDSROptions. `binary_parts`: any of `head`, `tail`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 64,
-        num_layers: int = 20,
-        upscale: int = 4,
-        binarizer: str | None = None,
-        weight_binarizer: str | None = None,
-        weight_options: Mapping[str, Any] | None = None,
-        activation_binarizer: str | None = None,
-        activation_options: Mapping[str, Any] | None = None,
-        group: int = 3,
-        accumulate_weights: bool = True,
-        accumulate_activations: bool | None = None,
-        beta: str = "spatial",
-        beta_statistic: str = "mean_abs",
-        beta_init: float = 1.0,
-        beta_offset: float | None = None,
-        skip: bool | None = True,
-        output_scale: str | None = "channel",
-        output_scale_init: float = 0.1,
-        latent_gain: float = 0.1,
-        binary_parts: Sequence[str] = (),
-    ) -> None:
+    @takes(VDSROptions)
+    def __init__(self, options: VDSROptions) -> None:
         super().__init__()
+        num_in_ch, num_out_ch, num_feat = options.num_in_ch, options.num_out_ch, options.num_feat
+        num_body, group = options.num_layers - 2, options.group
         if num_in_ch != num_out_ch:
             raise ValueError(f"num_in_ch ({num_in_ch}) and num_out_ch ({num_out_ch}) must be equal in VDSR")
-        num_body = num_layers - 2
         if num_body < 1 or num_body % group:
             raise ValueError(f"num_layers - 2 must be a multiple of group ({group}), found {num_body}")
-        method = None
-        if binarizer is not None:
-            method = make_method(
-                binarizer,
-                weight=weight_binarizer,
-                weight_options=weight_options,
-                activation=activation_binarizer,
-                activation_options=activation_options,
-                accumulate=accumulate_activations,
-                skip=skip,
-            )
-        parts = methods_of_parts(binary_parts, PARTS, method)
-        self.upscale = upscale
+        method = options.method() if options.binarizer is not None else None
+        parts = methods_of_parts(options.binary_parts, PARTS, method)
+        self.upscale = options.upscale
         self.head = nn.Sequential(
             body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), nn.ReLU(inplace=True)
         )
@@ -101,22 +64,7 @@ class VDSR(nn.Module):
             self.body = nn.Sequential(*layers)
         else:
             self.body = nn.Sequential(
-                *(
-                    BinaryChain(
-                        num_feat=num_feat,
-                        num_convs=group,
-                        method=method,
-                        accumulate_weights=accumulate_weights,
-                        beta=beta,
-                        beta_statistic=beta_statistic,
-                        beta_init=beta_init,
-                        beta_offset=beta_offset,
-                        output_scale=output_scale,
-                        output_scale_init=output_scale_init,
-                        latent_gain=latent_gain,
-                    )
-                    for _ in range(num_body // group)
-                )
+                *(options.chain(num_feat=num_feat, num_convs=group) for _ in range(num_body // group))
             )
         self.tail = body_conv(num_feat, num_out_ch, bias=True, method=parts["tail"])
         for module in self.modules():

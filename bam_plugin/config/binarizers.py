@@ -10,8 +10,9 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bam_plugin.config.problems import KeyPath, Problem, suggest
+from bam_plugin.config.problems import KeyPath, Problem
 from bam_plugin.config.signatures import check_call
+from bam_plugin.errors import suggest
 
 # What the networks fill in themselves.
 _GIVEN = {"group_index": 0, "num_filters": 1, "num_feat": 1}

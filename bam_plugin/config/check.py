@@ -13,7 +13,7 @@ from typing import Any
 
 from bam_plugin.config.binarizers import check_binarizers
 from bam_plugin.config.data import check_checkpoint, check_datasets, check_paths
-from bam_plugin.config.problems import KeyPath, Problem, suggest
+from bam_plugin.config.problems import KeyPath, Problem
 from bam_plugin.config.schema import (
     PATH_KEYS,
     SECTIONS,
@@ -28,6 +28,7 @@ from bam_plugin.config.schema import (
 from bam_plugin.config.signatures import check_call, check_struct, check_typed
 from bam_plugin.config.sources import keys_read_by
 from bam_plugin.config.training import check_training, in_iterations
+from bam_plugin.errors import suggest
 from bam_plugin.toolbox import compat
 
 # What BasicSR's models call metrics with, besides the options.

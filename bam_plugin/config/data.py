@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bam_plugin.config.problems import KeyPath, Problem, nearest, suggest
+from bam_plugin.config.problems import KeyPath, Problem
 from bam_plugin.config.schema import Dataset
 from bam_plugin.config.signatures import check_struct, check_value, unknown_key
 from bam_plugin.config.sources import keys_read_by
+from bam_plugin.errors import nearest, suggest
 
 _PHASES = {True: ("train", "val"), False: ("test", "val")}
 _LOADER = ("num_worker_per_gpu", "batch_size_per_gpu")

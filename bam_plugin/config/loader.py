@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from bam_plugin.config.problems import KeyPath, OptionsError, suggest
+from bam_plugin.config.problems import KeyPath, OptionsError
+from bam_plugin.errors import suggest
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _OUR_KEYS = ("include", "method", "methods")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bam_plugin.errors import BamError
@@ -33,27 +32,3 @@ class OptionsError(BamError):
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems)
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` was probably meant to be, or None."""
-    by_lower = {candidate.lower().replace("-", "_"): candidate for candidate in names}
-    wanted = name.lower().replace("-", "_")
-    matches = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.6)
-    # A short name that begins one valid name only (L1 for L1Loss) is too different in length for a close match.
-    begun = [candidate for candidate in by_lower if len(wanted) > 1 and candidate.startswith(wanted)]
-    if not matches and len(begun) == 1:
-        matches = begun
-    return by_lower[matches[0]] if matches else None
-
-
-def suggest(name: str, names: Iterable[str], limit: int = 24) -> str:
-    """`did you mean X?`, or the list of what is valid where nothing is near (shortened to `limit` names)."""
-    names = sorted(names)
-    near = nearest(name, names)
-    if near is not None:
-        return f"did you mean {near}?"
-    if not names:
-        return "nothing can be set here; remove it"
-    listed = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-    return f"valid here: {listed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -9,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from bam_plugin.config.problems import KeyPath, Problem, nearest, suggest
+from bam_plugin.config.problems import KeyPath, Problem
+from bam_plugin.errors import nearest, suggest
 
 
 def check_value(value: Any, expected: Any, key: KeyPath, default: Any = None) -> Iterator[Problem]:
@@ -133,9 +135,10 @@ def _check_like(value: Any, default: Any, key: KeyPath) -> Iterator[Problem]:
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
+    # The fields that a dataclass inherits have their types resolved where they are declared.
+    holder = target.__init__ if inspect.isclass(target) and not dataclasses.is_dataclass(target) else target
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(holder, include_extras=True)
     except Exception:
         # Hints that do not resolve (names imported for type checkers only) are no reason to refuse a file.
         return {}

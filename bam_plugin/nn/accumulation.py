@@ -58,6 +58,7 @@ class ActivationScale(nn.Module):
     mode `scalar`:   b = offset + s                              (one trained scalar)
     mode `spatial`:  b = offset + s * E(A), a map (N, 1, H, W)   (one trained scalar; eq. 10 with offset 0)
 
+    offset None is eq. 10: 0, or 1 with the mode `one`.
     E is the per-pixel statistic of A over its channels: `mean` or `mean_abs` (the paper does not say which). A nonzero
     fixed `offset` anchors b: with s = 0 at the start the accumulation is a plain sum with the factor `offset`, which
     trains, and the spatial part is learned as a correction.
@@ -67,7 +68,7 @@ class ActivationScale(nn.Module):
     STATISTICS = ("mean", "mean_abs")
 
     def __init__(
-        self, *, mode: str = "spatial", statistic: str = "mean_abs", init: float = 1.0, offset: float = 0.0
+        self, *, mode: str = "spatial", statistic: str = "mean_abs", init: float = 1.0, offset: float | None = None
     ) -> None:
         super().__init__()
         if mode not in self.MODES:
@@ -76,7 +77,7 @@ class ActivationScale(nn.Module):
             raise ValueError(f"beta statistic must be one of {self.STATISTICS}, found {statistic!r}")
         self.mode = mode
         self.statistic = statistic
-        self.offset = float(offset)
+        self.offset = float(mode == "one") if offset is None else float(offset)
         self.scale = None if mode == "one" else nn.Parameter(torch.tensor(float(init)))
 
     def forward(self, activation: Tensor) -> Tensor:

@@ -129,8 +129,7 @@ class BinaryChain(nn.Module):
         num_feat, num_convs: channels and number of layers.
         method: see Method; `method.accumulate` switches eq. 9 on, accumulate_weights eq. 3.
         accumulate_weights: hand each convolution the latent weights of the earlier ones.
-        beta, beta_statistic, beta_init, beta_offset: mode, statistic, start and offset of ActivationScale; the offset
-            None is eq. 10: 0, or 1 with the mode `one`.
+        beta, beta_statistic, beta_init, beta_offset: mode, statistic, start and offset of ActivationScale.
         norm: see BinaryLayer.
         relu: with full-precision activations (`method.float_activations`), rectify after each layer (`all`) or between
             the layers (`between`), as the full-precision network does; ignored otherwise.
@@ -171,8 +170,6 @@ class BinaryChain(nn.Module):
             )
             for index in range(num_convs)
         )
-        if beta_offset is None:
-            beta_offset = 1.0 if beta == "one" else 0.0
         self.betas = None
         if method.accumulate:
             self.betas = nn.ModuleList(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from bam_plugin.errors import BamError
-from bam_plugin.nn.methods import Method, make_method
+from bam_plugin.nn.options import ChainOptions
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | None) -> Recipe:
@@ -33,19 +33,11 @@ class SwapError(BamError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What to binarize in a network, and how."""
+class Recipe(ChainOptions):
+    """What to binarize in a network, and how; the options of binary convolutions in groups are inherited."""
 
     binarizer: str = "bam"
     """Name in bam_plugin.nn.METHODS."""
-    weight_binarizer: str | None = None
-    """Replaces the weight side of the method."""
-    weight_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of the weight binarizer."""
-    activation_binarizer: str | None = None
-    """Replaces the activation side of the method."""
-    activation_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of the activation binarizer."""
     include: Sequence[str] = ("*",)
     """Patterns (fnmatch) of module names; a convolution must match one."""
     exclude: Sequence[str] = ()
@@ -57,38 +49,10 @@ class Recipe:
     group: str | int = "parent"
     """Accumulation groups: `parent` (within one module), n (n in a row), `all`, or `none`. Their convolutions have one
     shape and, with an example, one map size."""
-    accumulate_weights: bool = True
-    """Eq. 3, where the weight binarizer accumulates."""
-    accumulate_activations: bool | None = None
-    """Eq. 9; None follows the method."""
-    beta: str = "spatial"
-    """Mode of the factors of eq. 9, see ActivationScale."""
-    beta_statistic: str = "mean_abs"
-    """Statistic of the factors of eq. 9."""
-    beta_init: float = 1.0
-    """Start of the factors of eq. 9."""
-    beta_offset: float | None = None
-    """Offset of the factors of eq. 9; None is 0, or 1 with the mode `one`."""
     skip: bool | None = False
     """Identity path around each binarized convolution that keeps its shape; None follows the method. For plain chains;
     in residual blocks a second path around each convolution doubles the range from block to block."""
     norm: bool | None = None
     """BatchNorm2d after each binarized convolution; None follows the method."""
-    output_scale: str | None = "channel"
-    """Learned factor after each binarized convolution, see BinaryConv2d."""
-    output_scale_init: float = 0.1
-    """Start of that factor."""
     latent_gain: float = 1.0
     """Factor on the weights that the network has when it is binarized."""
-
-    def method(self) -> Method:
-        """The method with the replaced parts."""
-        return make_method(
-            self.binarizer,
-            weight=self.weight_binarizer,
-            weight_options=self.weight_options,
-            activation=self.activation_binarizer,
-            activation_options=self.activation_options,
-            accumulate=self.accumulate_activations,
-            skip=self.skip,
-        )

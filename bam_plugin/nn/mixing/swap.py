@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.nn.accumulation import ActivationScale
 from bam_plugin.nn.binarizers import WEIGHT_BINARIZERS
 from bam_plugin.nn.methods import Method
 from bam_plugin.nn.mixing.grouping import Group, GroupedLayer, open_scope
@@ -123,17 +122,11 @@ def _replace(
 def _layer(conv: nn.Module, method: Method, recipe: Recipe, group: Group | None, index: int) -> GroupedLayer:
     """The binary layer in place of `conv`, with its weight and bias."""
     assert isinstance(conv, nn.Conv2d)
-    beta = None
-    if group is not None and method.accumulate:
-        offset = recipe.beta_offset
-        if offset is None:
-            offset = 1.0 if recipe.beta == "one" else 0.0
-        beta = ActivationScale(mode=recipe.beta, statistic=recipe.beta_statistic, init=recipe.beta_init, offset=offset)
     layer = GroupedLayer(
         group=group,
         index=index,
         accumulate_weights=recipe.accumulate_weights,
-        beta=beta,
+        beta=recipe.scale() if group is not None and method.accumulate else None,
         in_channels=conv.in_channels,
         out_channels=conv.out_channels,
         kernel_size=conv.kernel_size[0],
