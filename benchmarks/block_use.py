@@ -18,9 +18,9 @@ import torch
 from small_training import Pairs, measure, read_pairs
 
 from bam_plugin.archs.bsrn_arch import BSRN
-from bam_plugin.conversion.converter import build_network, load_weights, read_checkpoint
 from bam_plugin.models.training_stages import STAGES, StagedTraining
 from bam_plugin.nn import BinaryConv2d, LBBlock
+from bam_plugin.toolbox.networks import build_network, load_weights, read_checkpoint
 
 
 def change_without(network: BSRN, convs: Sequence[BinaryConv2d], pairs: Pairs, whole: float) -> float:

@@ -15,11 +15,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bam_plugin.conversion.converter import build_network, convert_network
+from bam_plugin.conversion.converter import convert_network
 from bam_plugin.engine.engine import available_isas
 from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.packed.format import unpack_any
 from bam_plugin.packed.mixed_format import MixedModel
+from bam_plugin.toolbox.networks import build_network
 
 HOST = {
     **{"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_group": 2, "num_block": 6},

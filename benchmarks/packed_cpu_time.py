@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bam_plugin.conversion.converter import build_network
 from bam_plugin.conversion.lowering import lower_network
 from bam_plugin.engine import kernels
 from bam_plugin.engine.parameters import Weights
@@ -23,6 +22,7 @@ from bam_plugin.engine.program import Program
 from bam_plugin.engine.timing import register_steps
 from bam_plugin.nn import HPBBlock
 from bam_plugin.packed.format import PackedModel
+from bam_plugin.toolbox.networks import build_network
 
 HEIGHT, WIDTH = 180, 320
 ROUNDS = 5

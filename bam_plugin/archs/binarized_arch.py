@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from bam_plugin.nn.mixing.recipe import SwapError, as_recipe
 from bam_plugin.nn.mixing.swap import binarize
-
-# Names under which networks take the number of input channels.
-CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans", "in_nc")
+from bam_plugin.toolbox.networks import build_network, input_channels
 
 
 @ARCH_REGISTRY.register()
@@ -47,8 +45,8 @@ class Binarized(nn.Module):
         # A wrong recipe is reported before a large network is built.
         checked = as_recipe(recipe)
         checked.method()
-        network = ARCH_REGISTRY.get(options.pop("type"))(**options)
-        channels = next((int(options[key]) for key in CHANNEL_OPTIONS if key in options), 3)
+        network = build_network(options)
+        channels = input_channels(network, options)
         self.report = binarize(network, checked, example=torch.rand(2, channels, probe_size, probe_size))
         self.host = network
         # Only messages: BasicSR's logger, if it is in use, has its handlers by now.

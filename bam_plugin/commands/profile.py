@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -160,31 +159,20 @@ def _network_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _count(options: Mapping[str, Any], size: tuple[int, int]) -> Profile:
     """Check the options, build the network with its registered class and count it."""
-    importlib.import_module("bam_plugin.archs")
-    # Importing it registers BasicSR's own networks.
-    importlib.import_module("basicsr.archs")
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    from bam_plugin.archs.binarized_arch import CHANNEL_OPTIONS
-    from bam_plugin.config.check import check_network, registered_name
+    from bam_plugin.config.check import check_network
     from bam_plugin.conversion.profiling import profile
+    from bam_plugin.toolbox.networks import NetworkError, build_network, input_channels
 
     problems = list(check_network(options, ("network_g",)))
     if problems:
         lines = [problem.describe({}) for problem in problems]
         message = "\n  ".join(["the network cannot be built:", *lines])
         raise OptionsError(f"{message}\nset options of the network by --set KEY=VALUE ...", problems)
-    archs = dict(iter(ARCH_REGISTRY))
-    arguments = {key: value for key, value in options.items() if key != "type"}
     try:
-        network = archs[registered_name(options["type"], archs)](**arguments)
-    except Exception as error:
-        # Networks of others fail in every way on options that do not go together.
-        raise OptionsError(
-            f"{options['type']} cannot be built from {arguments}: {error}; change its options by --set KEY=VALUE"
-        ) from error
-    named = {**options.get("host", {}), **options}
-    channels = next((named[key] for key in CHANNEL_OPTIONS if key in named), 3)
+        network = build_network(options)
+    except NetworkError as error:
+        raise OptionsError(f"{error}; change its options by --set KEY=VALUE") from error
+    channels = input_channels(network, options)
     return profile(network, output_size=size, num_in_ch=channels, name=options["type"])
 
 

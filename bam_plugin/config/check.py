@@ -7,7 +7,6 @@ model or dataset reads in its source.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +28,7 @@ from bam_plugin.config.signatures import check_call, check_struct, check_typed
 from bam_plugin.config.sources import keys_read_by
 from bam_plugin.config.training import check_training, in_iterations
 from bam_plugin.errors import suggest
-from bam_plugin.toolbox import compat
+from bam_plugin.toolbox.registration import register_everything
 
 # What BasicSR's models call metrics with, besides the options.
 _METRIC_INPUTS = ("img", "img2")
@@ -44,18 +43,14 @@ def find_problems(options: Mapping[str, Any], *, is_train: bool, files: bool = T
     `files`: check that the named folders, LMDBs and checkpoints exist, relative to the current directory. Imports the
     registries, not the data; builds the network on the meta device, which costs no memory.
     """
-    _register_everything()
+    register_everything()
     return list(_check(options, is_train, files))
-
-
-def _register_everything() -> None:
-    compat.require_basicsr()
-    for name in ("basicsr.data", "basicsr.losses", "basicsr.metrics", "bam_plugin.archs", "bam_plugin.models"):
-        importlib.import_module(name)
 
 
 def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[Problem]:
     from basicsr.utils.registry import MODEL_REGISTRY
+
+    from bam_plugin.toolbox.networks import registered_name
 
     models = dict(iter(MODEL_REGISTRY))
     model = models.get(registered_name(options.get("model_type"), models))
@@ -123,13 +118,12 @@ def _check_teacher(distill: Any, files: bool) -> Iterator[Problem]:
 def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
     """Check one network section (and the `host` and `recipe` inside it): type, arguments, and whether it can be built.
 
-    The networks must be registered before, by importing bam_plugin.archs and basicsr.archs.
+    Imports what registers networks.
     """
-    from basicsr.utils.registry import ARCH_REGISTRY
-
     from bam_plugin.nn.mixing.swap import Recipe
+    from bam_plugin.toolbox.networks import registered_name, registered_networks
 
-    archs = dict(iter(ARCH_REGISTRY))
+    archs = registered_networks()
     if isinstance(values, Mapping) and isinstance(values.get("type"), str):
         values = {**values, "type": registered_name(values["type"], archs)}
     problems = list(check_typed(values, key, archs, elsewhere=_place_of))
@@ -216,10 +210,3 @@ _ARGUMENT_PLACES: dict[str, tuple[str, ...]] = {
     "val.metrics.*": ("crop_border", "test_y_channel", "better"),
     "network_g": ("upscale", "num_feat", "num_in_ch", "num_out_ch"),
 }
-
-
-def registered_name(name: Any, registered: Mapping[str, Any]) -> Any:
-    """BasicSR adds a suffix to names that several projects use; a file may give the name without it."""
-    if isinstance(name, str) and name not in registered and f"{name}_basicsr" in registered:
-        return f"{name}_basicsr"
-    return name

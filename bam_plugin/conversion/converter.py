@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from bam_plugin import __version__
@@ -28,22 +27,10 @@ from bam_plugin.engine.engine import Engine
 from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.mixed.mixed_network import make_mixed
 from bam_plugin.mixed.torch_module import binary_layers
-from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model, unpack_model
 from bam_plugin.packed.mixed_format import MixedModel
-
-PARAM_KEYS = ("params_ema", "params")
-RECORD_KEY = "network_g"  # where bam_plugin.models.checkpoint records the network's options
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Weights, the key they stood under ("" for a bare state dict), and the recorded network options, if any."""
-
-    state: dict[str, torch.Tensor]
-    key: str
-    network_g: dict[str, Any] | None
+from bam_plugin.toolbox.networks import build_network, input_channels, load_weights, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,77 +57,6 @@ def read_network_options(path: str | os.PathLike, *, method: str | None = None) 
     if not isinstance(section, dict) or "type" not in section:
         raise ConversionError(f"{path}: no section network_g with a type; give the option file of its training")
     return section
-
-
-def build_network(section: Mapping[str, Any]) -> nn.Module:
-    """Build a registered network from its option section."""
-    import bam_plugin.archs  # noqa: F401, I001  (first: it repairs and registers; imports basicsr, so only on demand)
-    from basicsr.archs import build_network as build
-
-    try:
-        return build(dict(section))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConversionError(f"network_g: cannot build {section.get('type')!r} ({error})") from error
-
-
-def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) -> Checkpoint:
-    """Read a checkpoint of BasicSR, or a bare state dict.
-
-    `params_ema` is preferred to `params` unless `param_key` names one. Read with `weights_only=True`, so a checkpoint
-    cannot run code.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ConversionError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # damaged bytes can raise anything; PyTorch's advice, to trust the file, is bad advice
-        raise ConversionError(
-            f"{path}: a PyTorch file that holds weights alone was expected, found something else; give a checkpoint "
-            "such as experiments/NAME/models/net_g_latest.pth"
-        ) from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{path}: a dictionary of weights expected, found {type(content).__name__}")
-    if param_key is not None and param_key not in content:
-        raise ConversionError(f"{path}: has no {param_key!r}; it has {sorted(map(str, content))[:8]}")
-    key = param_key or next((key for key in PARAM_KEYS if key in content), "")
-    state = content[key] if key else content
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ConversionError(f"{path}: holds no weights under {key or 'its top level'!r} (expected {PARAM_KEYS})")
-    record = content.get(RECORD_KEY) if key else None
-    return Checkpoint(
-        state={name.removeprefix("module."): value for name, value in state.items()},
-        key=key,
-        network_g=record if isinstance(record, dict) and "type" in record else None,
-    )
-
-
-def load_weights(network: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Load strictly: a missing, unknown or misshapen weight is an error that lists what differs."""
-    own = network.state_dict()
-    missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    faults = [
-        f"{label} {names[:6]}{' ...' if len(names) > 6 else ''}"
-        for label, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-        if names
-    ]
-    if faults:
-        raise ConversionError(
-            f"{where}: does not fit {type(network).__name__} ({'; '.join(faults)}); use the option file of its training"
-        )
-    network.load_state_dict(state)
-
-
-def input_channels(network: nn.Module, section: Mapping[str, Any]) -> int:
-    """Channels of the input image: the network's option or its host's, else those of the first convolution."""
-    from bam_plugin.archs.binarized_arch import CHANNEL_OPTIONS
-
-    options = {**(section.get("host") or {}), **section}
-    stated = next((options[name] for name in CHANNEL_OPTIONS if isinstance(options.get(name), int)), None)
-    if stated is not None:
-        return stated
-    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d | BinaryConv2d)), None)
-    return first.in_channels if first is not None else 3
 
 
 def convert_network(

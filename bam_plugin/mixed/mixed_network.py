@@ -24,6 +24,7 @@ from bam_plugin.packed.errors import (
     UnexpectedTensorError,
 )
 from bam_plugin.packed.mixed_format import MixedModel
+from bam_plugin.toolbox.networks import build_network
 
 
 def make_mixed(
@@ -106,8 +107,6 @@ def load_network(model: MixedModel) -> nn.Module:
 
 
 def _build(model: MixedModel) -> nn.Module:
-    from bam_plugin.conversion.converter import build_network  # only here: conversion makes mixed models, too
-
     section = model.metadata["network_g"]
     assert isinstance(section, dict)  # MixedModel has checked it
     if section["type"] == "PackedNetwork":

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bam_plugin.errors import BamError
 from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import set_progress
+from bam_plugin.toolbox.networks import NetworkError, build_network
 
 
 class DistillationError(BamError):
@@ -110,14 +111,13 @@ def make_teacher(
     options: Mapping[str, Any], student: nn.Module, device: torch.device, load: Callable[..., None]
 ) -> Teacher:
     """The teacher that `options` (train.distill) describe; `load(net, path, strict, param_key)` is BasicSR's."""
-    from basicsr.archs import build_network
-
     settings = dict(options)
     try:
-        network = build_network(settings.pop("network"))
-        path = settings.pop("path")
+        network, path = build_network(settings.pop("network")), settings.pop("path")
     except KeyError as error:
-        raise DistillationError(f"train.distill.{error.args[0]} is missing or names nothing that exists") from error
+        raise DistillationError(f"train.distill.{error.args[0]} is missing") from error
+    except NetworkError as error:
+        raise DistillationError(f"train.distill.network: {error}") from error
     load(network, path, True, settings.pop("param_key", "params"))
     if settings.pop("full_precision", False):
         # The twin's training is over: its activation functions have their last shape.

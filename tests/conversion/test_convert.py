@@ -16,13 +16,14 @@ import yaml
 from torch import nn
 
 from bam_plugin.cli import main
-from bam_plugin.conversion.converter import build_network, convert_network, input_channels
+from bam_plugin.conversion.converter import convert_network
 from bam_plugin.conversion.lowering import lower_network
 from bam_plugin.conversion.verify import compare, default_images
 from bam_plugin.engine import Engine
 from bam_plugin.nn import BinaryConv2d
 from bam_plugin.packed import read_packed
 from bam_plugin.packed.errors import ConversionError
+from bam_plugin.toolbox.networks import build_network, input_channels
 
 SMALL = {"type": "BSRN", "num_feat": 16, "num_hpb": 2, "num_lb": 2, "upscale": 4, "upsampler": "pixelshuffledirect"}
 

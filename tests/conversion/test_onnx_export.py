@@ -12,12 +12,13 @@ from helpers.packed_models import float_layer, lb_block, random_filters, random_
 from test_convert import METHODS, SMALL, enliven
 
 from bam_plugin.cli import main
-from bam_plugin.conversion.converter import build_network, convert_network
+from bam_plugin.conversion.converter import convert_network
 from bam_plugin.conversion.onnx_export import export_onnx, observed_runner, onnx_runner
 from bam_plugin.conversion.verify import compare_runs, default_images
 from bam_plugin.engine import Engine
 from bam_plugin.packed import PackedModel
 from bam_plugin.packed.graph_builder import GraphBuilder
+from bam_plugin.toolbox.networks import build_network
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
