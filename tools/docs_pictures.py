@@ -1,4 +1,4 @@
-"""Make the pictures of docs/upscale.md again: `python tools/docs_pictures.py [-m MODEL]`.
+"""Make the pictures of README.md and docs/upscale.md again: `python tools/docs_pictures.py [-m MODEL]`.
 
 The photos are those in scikit-image's wheel (NASA's astronaut, public domain; chelsea and coffee, CC0), shrunk to a
 quarter by MATLAB's bicubic. The screenshot needs chromium, chromedriver and selenium.
@@ -24,7 +24,7 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def main() -> int:
-    """Write compare.png (the sheet) and slider.png (a screenshot of the page)."""
+    """Write compare.png and large.png (sheets), and slider.png (a screenshot of the page)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model")
     model = parser.parse_args().model
@@ -38,6 +38,7 @@ def main() -> int:
             Image.fromarray(imresize(getattr(data, photo)(), scale=0.25)).save(path)
             photos.append(str(path))
         failed = bam(["compare", *photos, *chosen, "-o", str(IMAGES / "compare.png")])
+        failed |= bam(["compare", photos[1], *chosen, "--box-size", "112", "-o", str(IMAGES / "large.png")])
         failed |= bam(["compare", photos[1], *chosen, "--html", "-o", str(folder / "page.html")])
         if not failed:
             _screenshot(folder / "page.html", IMAGES / "slider.png")
