@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data_images import textured_picture
 
 SCALE = 4
 
@@ -61,7 +62,7 @@ def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> TinyPairs:
     generator = np.random.default_rng(7)
     images: dict[str, dict[str, np.ndarray]] = {"gt": {}, "lq": {}}
     for name in names:
-        images["gt"][name] = _textured_image(generator, 64)
+        images["gt"][name] = textured_picture(generator, 64)
         images["lq"][name] = cv2.resize(images["gt"][name], None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     for side, members in images.items():
         (root / side).mkdir()
@@ -71,18 +72,6 @@ def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> TinyPairs:
             (root / side / f"{name}.png").write_bytes(encoded[name])
         _write_lmdb(root / f"{side}.lmdb", encoded, members)
     return TinyPairs(names, root / "gt", root / "lq", root / "gt.lmdb", root / "lq.lmdb")
-
-
-def _textured_image(generator: np.random.Generator, size: int) -> np.ndarray:
-    """A few random waves per channel plus a hard edge, uint8 (size, size, 3)."""
-    y, x = np.mgrid[0:size, 0:size] / size
-    image = np.zeros((size, size, 3))
-    for channel in range(3):
-        for _ in range(3):
-            fy, fx, phase = generator.uniform(-5, 5, 3)
-            image[..., channel] += np.sin(2 * np.pi * (fy * y + fx * x) + phase) / 3
-    image += np.where(x * generator.uniform(-1, 1) + y > generator.uniform(0.2, 0.8), 0.5, -0.5)[..., None]
-    return np.clip(128 + 80 * image, 0, 255).round().astype(np.uint8)
 
 
 def _write_lmdb(path: Path, encoded: dict[str, bytes], images: dict[str, np.ndarray]) -> None:

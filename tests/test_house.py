@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.places import PACKAGE, ROOT, TESTS
 
-PACKAGE = Path(__file__).parents[1] / "bam_plugin"
 LIGHT = ["errors.py", "files.py", "cli.py", "__init__.py"]
 
 # Folder or file -> what it must never import, at any depth of its functions.
@@ -63,6 +63,16 @@ def test_dependencies_point_one_way(place: str) -> None:
         for name in imported_names(path):
             wrong = [banned for banned in FORBIDDEN[place] if name == banned or name.startswith(banned + ".")]
             assert not wrong, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_no_test_imports_another() -> None:
+    """What two tests share is in tests/helpers, where neither has to be collected for the other."""
+    files = sorted(TESTS.rglob("*.py"))
+    assert len(files) > 60
+    for path in files:
+        parts = {name: name.split(".") for name in imported_names(path)}
+        shared = [name for name, words in parts.items() if words[0] in ("tests", "conftest") or "test_" in words[0]]
+        assert not shared, f"{path.relative_to(TESTS)} imports {sorted(shared)}"
 
 
 @pytest.mark.parametrize("statement", ["import bam_plugin", "import bam_plugin.cli", "import bam_plugin.packed"])
@@ -119,7 +129,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_demo_tells_held_out_photos_from_training_photos() -> None:
     skimage = pytest.importorskip("skimage")
-    sys.path.insert(0, str(PACKAGE.parent / "tools"))
+    sys.path.insert(0, str(ROOT / "tools"))
     try:
         import demo
     finally:

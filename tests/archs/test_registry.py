@@ -6,27 +6,23 @@ import pytest
 import torch
 
 # The registry comes through this package: `import basicsr` alone fails beside a current torchvision.
+from helpers.networks import SMALL_ARCHS
+
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
 from bam_plugin.nn import METHODS, BinaryConv2d
 
-# Options that make each network small; every registered network needs a row here or in OTHERS.
-SMALL = {
-    "BSRN": {"num_feat": 8, "num_hpb": 2},
-    "SRResNet": {"num_feat": 8, "num_block": 2},
-    "VDSR": {"num_feat": 8, "num_layers": 8},
-}
 # Binarized and PackedNetwork have their own tests.
 OTHERS = {"Bicubic", "Binarized", "PackedNetwork"}
 
 OURS = sorted(name for name, arch in ARCH_REGISTRY if arch.__module__.startswith("bam_plugin.archs."))
 # Full precision is a method of the two networks that have a full-precision original.
-CASES = [(name, method) for name in SMALL for method in [*METHODS, *([None] if name != "BSRN" else [])]]
+CASES = [(name, method) for name in SMALL_ARCHS for method in [*METHODS, *([None] if name != "BSRN" else [])]]
 
 
 def build(name, method, **options):
     torch.manual_seed(3)
     torch.set_num_threads(1)
-    return ARCH_REGISTRY.get(name)(**{**SMALL[name], "binarizer": method, **options})
+    return ARCH_REGISTRY.get(name)(**{**SMALL_ARCHS[name], "binarizer": method, **options})
 
 
 def latents(network):
@@ -34,7 +30,7 @@ def latents(network):
 
 
 def test_every_network_is_walked():
-    assert set(SMALL) | OTHERS == set(OURS)
+    assert set(SMALL_ARCHS) | OTHERS == set(OURS)
 
 
 @pytest.mark.parametrize("upscale", [2, 3, 4])

@@ -7,8 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.packed_models import binary_layer, float_layer, small_model
-from test_onnx_export import every_operation
+from helpers.packed_models import binary_layer, every_operation, float_layer, small_model
 
 from bam_plugin.bench.rivals import RIVALS, Rival, RivalError, choose, difference
 from bam_plugin.bench.segments import Job, cut, make_job

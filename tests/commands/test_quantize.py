@@ -8,7 +8,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import _textured_image
+from helpers.data_images import textured_picture
 from helpers.upscale_models import tiny_model
 
 from bam_plugin.cli import main
@@ -26,7 +26,7 @@ def places(tmp_path):
     for folder, count in (("photos", 3), ("SetA", 2), ("SetB", 1)):
         (tmp_path / folder).mkdir()
         for index in range(count):
-            cv2.imwrite(str(tmp_path / folder / f"{index}.png"), _textured_image(generator, 96))
+            cv2.imwrite(str(tmp_path / folder / f"{index}.png"), textured_picture(generator, 96))
     grey = cv2.imread(str(tmp_path / "SetA/0.png"), cv2.IMREAD_GRAYSCALE)
     cv2.imwrite(str(tmp_path / "SetA/0.png"), grey)
     return tmp_path

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.places import ROOT
 from helpers.upscale_models import write_tiny
 from PIL import Image
 
 from bam_plugin.cli import main
 from bam_plugin.upscale.batch_progress import BatchProgress
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

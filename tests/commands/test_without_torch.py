@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
 from helpers.data_images import picture, write
 from helpers.packed_models import small_model
+from helpers.places import ROOT
+from helpers.without_torch import COMMAND, blocked
 
 from bam_plugin.cli import COMMANDS
-from bam_plugin.errors import INSTALL_TRAINING, TRAINING_LIBRARIES
+from bam_plugin.errors import INSTALL_TRAINING
 from bam_plugin.packed import write_packed
 
-ROOT = Path(__file__).parents[2]
-# What Python itself raises for a module that is not there.
-BLOCKED = f"""
-import sys
-
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {TRAINING_LIBRARIES!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-
-sys.meta_path.insert(0, Blocker())
-"""
 ENGINE = """
 import numpy as np
 from bam_plugin.engine import Engine
@@ -37,15 +23,6 @@ from bam_plugin.packed import read_packed
 model = read_packed(sys.argv[1])
 result = Engine(model).run(np.full((5, 7, 3), 0.5, np.float32))
 assert result.shape == (10, 14, 3) and result.dtype == np.float32
-"""
-# The hook goes to a folder of the test, not to the environment that runs it, where no interpreter would find it.
-COMMAND = """
-from pathlib import Path
-from bam_plugin import cli, hook
-
-hook.hook_file = lambda: Path(sys.argv[1]) / "hook.pth"
-hook._works = lambda: True
-sys.exit(cli.main(sys.argv[2:]))
 """
 OPTIONS = "options/train/BSRN/train_BSRN_x4.yml"
 WORKING = {
@@ -79,11 +56,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("in/a.png", "Set5/butterfly.png"):
         write(folder / name, picture(0, 150, 125))
     return folder
-
-
-def blocked(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", f"{BLOCKED}sys.path.insert(0, {str(ROOT)!r})\n{program}", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_packed_runs_without_torch(place):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.places import ROOT
 
 from bam_plugin import cli
 from bam_plugin.config import load_options, read_options
@@ -23,7 +24,6 @@ from bam_plugin.nn.layers import BinaryLayer
 from bam_plugin.packed import read_packed
 from bam_plugin.packed.zoo import find_model
 
-ROOT = Path(__file__).parents[2]
 FILES = shipped_files()
 # (file, method); None for a file without methods.
 VARIANTS = [(file, method) for file in FILES for method in (file.methods or {None: ""})]

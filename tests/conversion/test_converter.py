@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.networks import SMALL_BSRN, enliven
+from helpers.places import ROOT
 from torch import nn
 
 from bam_plugin.cli import main
@@ -20,35 +22,18 @@ from bam_plugin.conversion.converter import convert_network
 from bam_plugin.conversion.lowering import lower_network
 from bam_plugin.conversion.verify import compare, default_images
 from bam_plugin.engine import Engine
-from bam_plugin.nn import BinaryConv2d
+from bam_plugin.nn import METHODS, BinaryConv2d
 from bam_plugin.packed import read_packed
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.toolbox.networks import build_network, input_channels
-
-SMALL = {"type": "BSRN", "num_feat": 16, "num_hpb": 2, "num_lb": 2, "upscale": 4, "upsampler": "pixelshuffledirect"}
-
-
-def enliven(network: nn.Module) -> nn.Module:
-    """Statistics, affine parameters and factors as a training leaves them: no ones and zeros."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.normal_()
-            module.bias.data.normal_(0, 0.3)
-    for name, parameter in network.named_parameters():
-        if "beta" in name or "alpha" in name:
-            parameter.data.uniform_(-0.3, 0.4)
-    return network
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Path, Path]:
     """A checkpoint as BasicSR saves it, whose EMA weights differ from the others, and its option file."""
-    network, other = enliven(build_network(SMALL)), build_network(SMALL)
+    network, other = enliven(build_network(SMALL_BSRN)), build_network(SMALL_BSRN)
     torch.save({"params": other.state_dict(), "params_ema": network.state_dict()}, tmp_path / "net_g_10.pth")
-    (tmp_path / "options.yml").write_text(yaml.safe_dump({"name": "small", "network_g": SMALL}))
+    (tmp_path / "options.yml").write_text(yaml.safe_dump({"name": "small", "network_g": SMALL_BSRN}))
     return tmp_path / "net_g_10.pth", tmp_path / "options.yml"
 
 
@@ -77,7 +62,7 @@ def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
     assert "body.0.blocks.0.conv3" in text and "packed" in text and "flipped signs" in text
     model = read_packed(output)
     assert model.scale == 4
-    assert model.metadata["network_g"] == SMALL
+    assert model.metadata["network_g"] == SMALL_BSRN
     assert model.metadata["source_key"] == "params_ema"
     assert model.metadata["training"]["psnr"] == {"5000": 30.0, "10000": 30.1}
     assert model.metadata["metrics"] == {"Set5": {"psnr": 30.1}}
@@ -87,12 +72,12 @@ def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
     assert sum(np.prod(row["shape"]) for row in binary) == model.binary_bits
     # The totals of the table are those of the checkpoint's network and of the file.
     tensor_bytes = sum(array.nbytes for array in model.tensors.values())
-    numbers = sum(t.numel() for t in build_network(SMALL).state_dict().values() if t.is_floating_point())
+    numbers = sum(t.numel() for t in build_network(SMALL_BSRN).state_dict().values() if t.is_floating_point())
     total = next(line.split() for line in text.splitlines() if line.startswith("total"))
     assert total[1:3] == [f"{32 * numbers:,}", f"{tensor_bytes:,}"]
 
     # What the network computes with the EMA weights, not with the others.
-    network = build_network(SMALL)
+    network = build_network(SMALL_BSRN)
     network.load_state_dict(torch.load(checkpoint, weights_only=True)["params_ema"])
     agrees(network, convert_network(network))
 
@@ -100,9 +85,8 @@ def test_command_converts_and_says_what_it_did(trained, tmp_path, capsys):
     assert main(arguments) == 2  # exists
     assert "--force" in capsys.readouterr().err
     again = [*arguments, "--force", "--facts", str(facts)]
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(root / "tools/convert_binary.py"), *again[1:]], cwd=root, capture_output=True, check=False
+        [sys.executable, str(ROOT / "tools/convert_binary.py"), *again[1:]], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == first  # equal input, equal bytes, in another process
@@ -140,7 +124,7 @@ def test_disagreement_writes_nothing(trained, tmp_path, capsys, monkeypatch):
 
 def test_depth_does_not_make_a_comparison_worse():
     """One flipped sign flips thousands behind it; from the same signs each layer is judged by itself."""
-    deep = SMALL | {"num_hpb": 12}
+    deep = SMALL_BSRN | {"num_hpb": 12}
     network = enliven(build_network(deep))
     model = convert_network(network, verify=False).model
     first = next(node for node in model.graph.nodes if node.op == "threshold")
@@ -185,19 +169,19 @@ def test_checkpoint_of_a_training_knows_its_network(trained, tmp_path, capsys, m
 
     from bam_plugin.models.binary_sr_model import BinarySRModel
 
-    network, other = enliven(build_network(SMALL)), build_network(SMALL)
+    network, other = enliven(build_network(SMALL_BSRN)), build_network(SMALL_BSRN)
     model = BinarySRModel.__new__(BinarySRModel)  # saving needs the options alone
-    model.opt = {"network_g": {**SMALL, "beta_init": (0.0, 0.5)}, "path": {"models": str(tmp_path)}, "dist": False}
+    model.opt = {"network_g": {**SMALL_BSRN, "beta_init": (0.0, 0.5)}, "path": {"models": str(tmp_path)}, "dist": False}
     model.save_network([network, other], "net_g", 20, param_key=["params", "params_ema"])
     checkpoint = tmp_path / "net_g_20.pth"
-    reader, twin = BaseModel({"num_gpu": 0, "is_train": False}), build_network(SMALL)
+    reader, twin = BaseModel({"num_gpu": 0, "is_train": False}), build_network(SMALL_BSRN)
     reader.load_network(twin, str(checkpoint), True, "params")
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in twin.state_dict().items())
 
     output = tmp_path / "recorded_x4.bam.safetensors"
     assert main(["convert", str(checkpoint), "-o", str(output), "--param-key", "params"]) == 0
     packed = read_packed(output)
-    assert packed.metadata["network_g"] == {**SMALL, "beta_init": [0.0, 0.5]}
+    assert packed.metadata["network_g"] == {**SMALL_BSRN, "beta_init": [0.0, 0.5]}
     agrees(network, convert_network(network))
     image = np.random.default_rng(0).random((7, 9, 3), dtype=np.float32)
     assert np.array_equal(Engine(packed).run(image), Engine(convert_network(network).model).run(image))
@@ -218,11 +202,11 @@ def test_bad_input_is_named(trained, tmp_path, capsys):
         assert main(["convert", "-i", str(inp), "-opt", str(opt), "-o", output, *extra]) == 2
         return capsys.readouterr().err
 
-    other.write_text(yaml.safe_dump({"network_g": {**SMALL, "num_hpb": 3}}))
+    other.write_text(yaml.safe_dump({"network_g": {**SMALL_BSRN, "num_hpb": 3}}))
     assert "missing ['body.2" in convert(opt=other)
-    other.write_text(yaml.safe_dump({"network_g": {**SMALL, "num_feat": 24}}))
+    other.write_text(yaml.safe_dump({"network_g": {**SMALL_BSRN, "num_feat": 24}}))
     assert "of another shape" in convert(opt=other)
-    other.write_text(yaml.safe_dump({"network_g": {**SMALL, "depth": 3}}))
+    other.write_text(yaml.safe_dump({"network_g": {**SMALL_BSRN, "depth": 3}}))
     assert "depth" in convert(opt=other)
     other.write_text(yaml.safe_dump({"network_g": {"type": "NoSuchNet"}}))
     assert "NoSuchNet" in convert(opt=other)
@@ -270,7 +254,7 @@ class SideEffect:
     ],
 )
 def test_readings_of_bsrn(options):
-    network = enliven(build_network({**SMALL, **options}))
+    network = enliven(build_network({**SMALL_BSRN, **options}))
     agrees(network, convert_network(network, num_in_ch=options.get("num_in_ch", 3)))
 
 
@@ -303,10 +287,7 @@ def test_hosts_from_basicsr(section, binary):
     agrees(network, conversion)
 
 
-METHODS = ["bam", "bnn", "dorefa", "abc", "xnor", "bireal", "react", "e2fif", "bbcu"]
-
-
-@pytest.mark.parametrize("binarizer", METHODS)
+@pytest.mark.parametrize("binarizer", sorted(METHODS))
 @pytest.mark.parametrize(
     "section",
     [
@@ -371,9 +352,9 @@ def test_command_takes_the_method_that_was_trained(tmp_path, capsys):
     }
     methods["w2"] = {"network_g": {"long_range": False, "short_range": False}}
     options = tmp_path / "options.yml"
-    options.write_text(yaml.safe_dump({"method": "bam", "methods": methods, "network_g": SMALL}))
+    options.write_text(yaml.safe_dump({"method": "bam", "methods": methods, "network_g": SMALL_BSRN}))
     for name in ("w1", "w2"):
-        section = {**SMALL, **methods[name]["network_g"]}
+        section = {**SMALL_BSRN, **methods[name]["network_g"]}
         network = enliven(build_network(section))
         torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
         output = tmp_path / f"{name}_x4.bam.safetensors"
@@ -435,7 +416,7 @@ def test_what_cannot_be_lowered_is_named(network, words):
 
 
 def test_network_is_left_as_it_was():
-    network = enliven(build_network(SMALL)).train()
+    network = enliven(build_network(SMALL_BSRN)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     convert_network(network)
     assert network.training

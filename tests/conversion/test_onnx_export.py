@@ -8,14 +8,20 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.packed_models import float_layer, lb_block, random_filters, random_floats, residual_block, small_model
-from test_convert import METHODS, SMALL, enliven
+from helpers.networks import SMALL_BSRN, enliven
+from helpers.packed_models import (
+    every_operation,
+    random_filters,
+    random_floats,
+    small_model,
+)
 
 from bam_plugin.cli import main
 from bam_plugin.conversion.converter import convert_network
 from bam_plugin.conversion.onnx_export import export_onnx, observed_runner, onnx_runner
 from bam_plugin.conversion.verify import compare_runs, default_images
 from bam_plugin.engine import Engine
+from bam_plugin.nn import METHODS
 from bam_plugin.packed import PackedModel
 from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.toolbox.networks import build_network
@@ -23,26 +29,6 @@ from bam_plugin.toolbox.networks import build_network
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 SIZES = ((11, 14), (7, 9), (1, 5), (1, 1))
-
-
-def every_operation() -> PackedModel:
-    """A graph with each kind of node, whose values stay away from thresholds but where the test puts them there."""
-    generator = np.random.default_rng(3)
-    builder = GraphBuilder(num_in_ch=3)
-    value = float_layer(builder, generator, builder.input, "head", out=12, kernel=5)
-    value = builder.add("leaky_relu", "leaky", value, attrs={"slope": 0.25})
-    value = builder.add("scale", "half", value, attrs={"factor": 0.5})
-    value = lb_block(builder, generator, value, "block")
-    value = residual_block(builder, generator, value, "residual")
-    value = builder.add("clamp", "clamp", value, attrs={"low": -1.5, "high": 1.25})
-    parts = []
-    for mode in ("nearest", "bilinear", "bicubic"):
-        grown = builder.add("resize", mode, value, attrs={"factor": 2, "mode": mode})
-        parts.append(float_layer(builder, generator, grown, f"{mode}.conv", out=12, kernel=1))
-    total = builder.add("add", "sum2", builder.add("add", "sum1", parts[0], parts[1]), parts[2])
-    total = builder.add("relu", "relu", total)
-    output = builder.add("pixel_shuffle", "shuffle", total, attrs={"factor": 2})
-    return PackedModel(graph=builder.finish(output), tensors=builder.tensors)
 
 
 def test_every_operation_at_odd_sizes():
@@ -73,7 +59,7 @@ def test_ties_and_padding_are_exact(alphabet):
     assert np.array_equal(onnx_runner(export_onnx(model), threads=1)(image), Engine(model).run(image))
 
 
-@pytest.mark.parametrize("binarizer", METHODS)
+@pytest.mark.parametrize("binarizer", sorted(METHODS))
 def test_every_binarizer_equals_pytorch(binarizer):
     network = enliven(build_network({"type": "SRResNet", "num_feat": 8, "num_block": 1, "upscale": 3} | {
         "binarizer": binarizer
@@ -95,7 +81,9 @@ def test_bytes_are_the_same_for_the_same_network():
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    torch.save({"params": enliven(build_network(SMALL)).state_dict(), "network_g": SMALL}, tmp_path / "net.pth")
+    torch.save(
+        {"params": enliven(build_network(SMALL_BSRN)).state_dict(), "network_g": SMALL_BSRN}, tmp_path / "net.pth"
+    )
     return tmp_path / "net.pth"
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers.data_images import picture, write
+from helpers.places import OPTIONS
 
 from bam_plugin.cli import main
 from bam_plugin.data.benchmarks import find_benchmarks, find_hr_images, prepare_benchmark
@@ -16,8 +17,6 @@ from bam_plugin.data.images import read_image
 from bam_plugin.data.storage import AlreadyPreparedError
 from bam_plugin.errors import BamError
 from bam_plugin.pictures.imresize import imresize
-
-OPTIONS = Path(__file__).parents[2] / "options/test/Bicubic"
 
 # Measured with MATLAB's conventions (Y of BT.601, 8 bits, borders cut); published: the same within 0.02 dB.
 BICUBIC = {
@@ -30,7 +29,7 @@ BICUBIC = {
 def run_bicubic(folder: Path, scale: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict]:
     """`bam test` on the shipped option file, datasets/ below `folder`; the rows of results.json by set."""
     monkeypatch.chdir(folder)
-    options = str(OPTIONS / f"test_Bicubic_x{scale}.yml")
+    options = str(OPTIONS / f"test/Bicubic/test_Bicubic_x{scale}.yml")
     assert main(["test", "-opt", options, "--force_yml", "val:save_img=false"]) == 0
     document = json.loads((folder / f"results/Bicubic_x{scale}/results.json").read_text())
     return {row["dataset"]: row for row in document["results"]}

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers.kernels import ISAS, built, check, picture, same_bits
+from helpers.packed_files import resign, rewrite
 from helpers.packed_models import binary_layer, float_layer, lb_block, random_floats, small_model
-from test_packed_format import resign, rewrite
-from test_packed_kernels import ISAS, built, check, picture, same_bits
 
 from bam_plugin.engine import Engine, program
 from bam_plugin.engine.calibrate import cut_at, largest_activations, offered_ranges

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.packed_models import binary_layer, float_layer, small_model
+from helpers.places import PACKAGE
 
 from bam_plugin.engine import Engine
 from bam_plugin.engine.kernels import Isa, Map, Stage
@@ -23,7 +24,7 @@ from bam_plugin.packed.integers import with_integers
 from bam_plugin.packed.precision import INTEGERS, Offer, reducible_convs
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-SOURCES = Path(__file__).parents[2] / "bam_plugin/engine/csrc"
+SOURCES = PACKAGE / "engine/csrc"
 NEON, PORTABLE = Isa("neon", 0, 4, 4), Isa("portable", 1, 4, 2)
 pytestmark = pytest.mark.skipif(
     shutil.which(COMPILER) is None or EMULATOR is None,

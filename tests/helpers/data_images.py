@@ -31,3 +31,15 @@ def write(path: Path, image: np.ndarray) -> Path:
     assert done
     path.write_bytes(content.tobytes())
     return path
+
+
+def textured_picture(generator: np.random.Generator, size: int) -> np.ndarray:
+    """A few random waves per channel plus a hard edge, uint8 (size, size, 3)."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    image = np.zeros((size, size, 3))
+    for channel in range(3):
+        for _ in range(3):
+            fy, fx, phase = generator.uniform(-5, 5, 3)
+            image[..., channel] += np.sin(2 * np.pi * (fy * y + fx * x) + phase) / 3
+    image += np.where(x * generator.uniform(-1, 1) + y > generator.uniform(0.2, 0.8), 0.5, -0.5)[..., None]
+    return np.clip(128 + 80 * image, 0, 255).round().astype(np.uint8)

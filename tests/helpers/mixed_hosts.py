@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_convert import enliven
-from test_swap import HOSTS
 from torch import nn
 
 from bam_plugin.conversion.converter import Conversion, convert_network
 from bam_plugin.packed.format import unpack_any
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.toolbox.networks import build_network
+from helpers.networks import HOSTS, enliven
 
 MIXED = ("ECBSR", "RCAN", "RIDNet", "RRDBNet", "SwinIR")
 """Hosts that become mixed files; the other ones of `HOSTS` become graphs."""

@@ -103,3 +103,23 @@ def small_model(
     skip = builder.add("resize", "skip", builder.input, attrs={"factor": scale, "mode": "bilinear"})
     graph = builder.finish(builder.add("add", "output", value, skip))
     return PackedModel(graph=graph, tensors=builder.tensors, metadata={"arch": "small", "seed": seed})
+
+
+def every_operation() -> PackedModel:
+    """A graph with each kind of node, whose values stay away from thresholds but where the test puts them there."""
+    generator = np.random.default_rng(3)
+    builder = GraphBuilder(num_in_ch=3)
+    value = float_layer(builder, generator, builder.input, "head", out=12, kernel=5)
+    value = builder.add("leaky_relu", "leaky", value, attrs={"slope": 0.25})
+    value = builder.add("scale", "half", value, attrs={"factor": 0.5})
+    value = lb_block(builder, generator, value, "block")
+    value = residual_block(builder, generator, value, "residual")
+    value = builder.add("clamp", "clamp", value, attrs={"low": -1.5, "high": 1.25})
+    parts = []
+    for mode in ("nearest", "bilinear", "bicubic"):
+        grown = builder.add("resize", mode, value, attrs={"factor": 2, "mode": mode})
+        parts.append(float_layer(builder, generator, grown, f"{mode}.conv", out=12, kernel=1))
+    total = builder.add("add", "sum2", builder.add("add", "sum1", parts[0], parts[1]), parts[2])
+    total = builder.add("relu", "relu", total)
+    output = builder.add("pixel_shuffle", "shuffle", total, attrs={"factor": 2})
+    return PackedModel(graph=builder.finish(output), tensors=builder.tensors)

@@ -19,9 +19,10 @@ import yaml
 from helpers.data_images import picture, write
 from helpers.fuzzing import edited_models, mutate
 from helpers.mixed_hosts import converted, mixed_model, network, section
+from helpers.places import ROOT
 from helpers.upscale_models import write_tiny
+from helpers.without_torch import COMMAND, blocked
 from safetensors.numpy import load, save
-from test_packed_import import COMMAND, blocked
 
 from bam_plugin import data
 from bam_plugin.archs.packed_arch import PackedNetwork, PackedTrainingError
@@ -132,7 +133,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.stdout.startswith("MissingDependencyError"), result.stdout + result.stderr

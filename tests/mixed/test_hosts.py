@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.mixed_hosts import HOSTS, MIXED, converted, mixed_model, network, picture, run_float
-from test_archs_registry import ARCH_REGISTRY, SMALL
+from helpers.mixed_hosts import MIXED, converted, mixed_model, network, picture, run_float
+from helpers.networks import HOSTS, SMALL_ARCHS
 from torch import nn
 
+from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
 from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.mixed.mixed_network import make_mixed
 from bam_plugin.mixed.reach import Reach, Sizes, find_reach, find_sizes, run_fitted
@@ -91,11 +92,11 @@ def test_reach_is_measured(host):
         assert model.receptive_radius == {"RRDBNet": 19, "ECBSR": 4}[host] and model.unbounded == ""
 
 
-@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("name", sorted(SMALL_ARCHS))
 def test_reach_of_our_networks_is_the_graphs(name):
     from bam_plugin.conversion.lowering import lower_network
 
-    net = ARCH_REGISTRY.get(name)(**SMALL[name], upscale=2, binarizer="xnor").eval()
+    net = ARCH_REGISTRY.get(name)(**SMALL_ARCHS[name], upscale=2, binarizer="xnor").eval()
     assert find_reach(net, find_sizes(net, 3), 3).radius == lower_network(net, num_in_ch=3)[0].receptive_radius
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from helpers.mixed_hosts import network
-from test_convert import enliven
+from helpers.networks import enliven
 from torch import nn
 
 from bam_plugin.engine.engine import available_isas

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_training_model import iterate, make_batch, make_model
+from helpers.training_runs import iterate, make_batch, make_model
 from torch import nn
 
 from bam_plugin.models.distillation import DistillationError, Teacher, feature_distance

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as multiprocessing
 from helpers import training_options
-from test_training_resume import assert_same_checkpoint
+from helpers.training_runs import assert_same_checkpoint
 from torch import nn
 
 from bam_plugin.models.sync_batchnorm import SyncedBatchNorm2d, synchronize_batch_norms

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import training_options
+from helpers.training_runs import iterate, make_batch, make_model
 from torch import nn
 
 import bam_plugin.archs
@@ -22,26 +23,6 @@ from bam_plugin.nn import BinaryConv2d
 from bam_plugin.nn.fast import fused
 from bam_plugin.train import testing as testing
 from bam_plugin.train.training import train
-
-
-def make_model(pairs, network: dict | None = None, **train_options) -> BinarySRModel:
-    opt = training_options.tiny_options(pairs, **train_options)
-    opt.update(is_train=True, dist=False, rank=0, world_size=1)
-    opt["network_g"].update(network or {})
-    return BinarySRModel(opt)
-
-
-def make_batch(count: int = 4) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(11)
-    return {
-        "lq": torch.rand(count, 3, 8, 8, generator=generator), "gt": torch.rand(count, 3, 32, 32, generator=generator),
-    }  # fmt: skip
-
-
-def iterate(model: BinarySRModel, iteration: int, batch: dict[str, torch.Tensor]) -> None:
-    model.update_learning_rate(iteration)
-    model.feed_data(batch)
-    model.optimize_parameters(iteration)
 
 
 def test_average_moves_all_parameters_and_copies_buffers(tiny_pairs):

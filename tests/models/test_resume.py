@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import training_options
+from helpers.training_runs import assert_same, assert_same_checkpoint
 
 from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import save_atomically
@@ -41,29 +42,6 @@ class IncidentBSRN(ARCH_REGISTRY.get("BSRN")):
             if remaining == 1:
                 os.kill(os.getpid(), getattr(signal, kind))
         return out
-
-
-def assert_same(left, right, where: str = "") -> None:
-    """Nested containers of tensors and plain values are equal, bit for bit."""
-    assert type(left) is type(right), where
-    if isinstance(left, dict):
-        assert list(left) == list(right), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right), where
-        for index, (one, other) in enumerate(zip(left, right, strict=True)):
-            assert_same(one, other, f"{where}[{index}]")
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    else:
-        assert left == right, where
-
-
-def assert_same_checkpoint(left: Path, right: Path, iteration: int) -> None:
-    for name in (f"models/net_g_{iteration}.pth", f"training_states/{iteration}.state"):
-        one, other = (torch.load(root / "experiments/tiny" / name, weights_only=True) for root in (left, right))
-        assert_same(one, other, name)
 
 
 def options(pairs, **changes):

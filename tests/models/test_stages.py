@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training_model import iterate, make_batch, make_model
+from helpers.training_runs import iterate, make_batch, make_model
 from torch import nn
 
 from bam_plugin.archs.bsrn_arch import BSRN

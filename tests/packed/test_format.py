@@ -6,46 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.packed_files import header_of, resign, rewrite
 from helpers.packed_models import random_filters, small_model
+from helpers.places import ROOT, TESTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from bam_plugin.packed import errors, read_packed, write_packed
-from bam_plugin.packed.container import METADATA_KEY, NEWEST_VERSION, digest
+from bam_plugin.packed.container import METADATA_KEY, NEWEST_VERSION
 from bam_plugin.packed.format import PackedModel, pack_model, unpack_model
 from bam_plugin.packed.graph import packed_filter_bytes
 from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.reference import bits_to_words, pack_filters, unpack_filters, words_to_bits
-
-
-def header_of(data: bytes) -> dict:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])
-
-
-def rewrite(data: bytes, *, document=None, tensors=None) -> bytes:
-    """The same file with its metadata or tensors edited in place by the given functions; the checksum is left alone."""
-    meta = json.loads(header_of(data)["__metadata__"][METADATA_KEY])
-    arrays = load(data)
-    if document is not None:
-        document(meta)
-    if tensors is not None:
-        tensors(arrays)
-    return save(arrays, metadata={METADATA_KEY: json.dumps(meta)})
-
-
-def resign(data: bytes) -> bytes:
-    """Give an edited file the checksum of its content, as a forger would."""
-    meta = json.loads(header_of(data)["__metadata__"][METADATA_KEY])
-    meta.pop("sha256", None)
-    arrays = load(data)
-    meta["sha256"] = digest(meta, arrays)
-    return save(arrays, metadata={METADATA_KEY: json.dumps(meta)})
 
 
 @settings(max_examples=30, deadline=None)
@@ -89,8 +65,7 @@ def test_bytes_are_the_same_in_another_process(tmp_path):
     program = "import sys; from helpers.packed_models import small_model; from bam_plugin.packed import write_packed\n"
     program += "write_packed(small_model(), sys.argv[1])"
     there = tmp_path / "there.bam.safetensors"
-    tests = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(tests), str(tests.parent)])
+    paths = os.pathsep.join([str(ROOT), str(TESTS)])
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", program, str(there)], check=True, env=environment)
     assert there.read_bytes() == (tmp_path / "here.bam.safetensors").read_bytes()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.places import ROOT
 
 from bam_plugin.errors import BamError
 from bam_plugin.toolbox import compat
@@ -26,7 +27,7 @@ assert sum(type(finder).__name__ == "_RemovedModuleFinder" for finder in sys.met
 
 
 def test_basicsr_imports_beside_a_current_torchvision():
-    subprocess.run([sys.executable, "-c", IMPORT_BASICSR], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", IMPORT_BASICSR], check=True, cwd=ROOT)
 
 
 def test_finder_knows_only_the_removed_module():

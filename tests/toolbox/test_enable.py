@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.places import ROOT
 from helpers.training_options import changed, tiny_options
-
-ROOT = Path(__file__).parents[2]
 
 
 class Environment:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from test_nn_fused import assert_same, example, shaken, trained_once
+from helpers.fast_path import assert_same, example, shaken, trained_once
 from torch import Tensor, nn
 
 from bam_plugin.nn import ESTIMATORS, BinaryConv2d, HPBBlock

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.networks import HOSTS
 from torch import nn
 
 from bam_plugin.archs.binarized_arch import Binarized
@@ -11,26 +12,6 @@ from bam_plugin.nn import METHODS, BinaryConv2d
 from bam_plugin.nn.mixing.grouping import GroupedLayer
 from bam_plugin.nn.mixing.recipe import Recipe, SwapError, as_recipe
 from bam_plugin.nn.mixing.swap import binarize
-
-COMMON = {"num_in_ch": 3, "num_out_ch": 3}
-EDSR = {**COMMON, "num_feat": 8, "num_block": 2, "upscale": 2}
-RCAN = {**COMMON, "num_feat": 8, "num_group": 1, "num_block": 2, "squeeze_factor": 4, "upscale": 2}
-ECBSR = {**COMMON, "num_block": 2, "num_channel": 8, "with_idt": True, "act_type": "prelu", "scale": 2}
-SWINIR = {
-    "upscale": 2, "img_size": 8, "window_size": 4, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2],
-    "mlp_ratio": 2, "upsampler": "pixelshuffle", "resi_connection": "1conv",
-}  # fmt: skip
-# Small hosts: (options, scale, convolutions, binarized by the default recipe, sizes of the groups).
-HOSTS = {
-    "EDSR": (EDSR, 2, 8, 6, [1, 1, 2, 2]),
-    "MSRResNet": (EDSR, 2, 8, 6, [1, 1, 2, 2]),
-    "RCAN": (RCAN, 2, 13, 7, [1, 1, 1, 2, 2]),
-    "SRVGGNetCompact_basicsr": ({**COMMON, "num_feat": 8, "num_conv": 4, "upscale": 2}, 2, 6, 4, [4]),
-    "RIDNet": ({"in_channels": 3, "mid_channels": 16, "out_channels": 3, "num_block": 1}, 1, 16, 6, [1, 1, 2, 2]),
-    "ECBSR": (ECBSR, 2, 4, 2, [1, 1]),
-    "RRDBNet": ({**COMMON, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 4}, 4, 21, 19, [1] * 17 + [2]),
-    "SwinIR": (SWINIR, 2, 7, 5, [1] * 5),
-}
 
 
 def build(name, **recipe):
