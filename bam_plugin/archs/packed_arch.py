@@ -12,7 +12,6 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bam_plugin.engine.engine import Engine
 from bam_plugin.engine.opening import open_engine
 from bam_plugin.errors import BamError
 from bam_plugin.mixed.mixed_engine import MixedEngine
@@ -34,7 +33,7 @@ class PackedNetwork(nn.Module):
 
     Args:
         file: the packed file, or a network of the zoo.
-        isa, threads, precision: as in `bam_plugin.packed.Engine`; threads None is torch's number.
+        isa, threads, precision: as in `bam_plugin.engine.Engine`; threads None is torch's number.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class PackedNetwork(nn.Module):
         """See the class; without gradient."""
         if self.training:
             raise PackedTrainingError("a packed network only evaluates; train the network that it was made from")
-        if isinstance(self.engine, Engine):
+        if not isinstance(self.engine, MixedEngine):
             images = x.detach().permute(0, 2, 3, 1).float().cpu().numpy()
             results = np.stack([self.engine.run(np.ascontiguousarray(image)) for image in images])
             return torch.from_numpy(results).permute(0, 3, 1, 2).to(x)

@@ -19,6 +19,7 @@ import numpy as np
 from bam_plugin.engine import blas, kernels
 from bam_plugin.engine.parameters import Weights
 from bam_plugin.engine.program import Program
+from bam_plugin.engine.tile_memory import TileMemory, graph_tile_memory
 from bam_plugin.packed import reference
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
@@ -201,3 +202,7 @@ class Engine:
         """
         check_image(image, self.model.num_in_ch)
         return self._runner.run(image, self.threads, observe)
+
+    def tile_memory(self) -> TileMemory:
+        """What a tile takes, estimated from above."""
+        return graph_tile_memory(self.model.graph, compiled=self.isa in kernels.compiled_isas())

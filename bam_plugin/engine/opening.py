@@ -1,18 +1,49 @@
-"""The engine that runs a packed file, whatever it holds: `Engine` for a graph, `MixedEngine` for a mixed network."""
+"""The engine that runs a packed file, whatever it holds.
+
+Each kind of packed file has its engine. `ENGINES` says where the class is; it is imported when a file of that kind is
+opened, so that a graph never imports what only mixed networks need. A further kind calls `register_engine`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import Protocol
 
-from bam_plugin.engine.engine import Engine
+import numpy as np
+
+from bam_plugin.engine.tile_memory import TileMemory
 from bam_plugin.errors import INSTALL_TRAINING, TRAINING_LIBRARIES, MissingDependencyError
-from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.mixed_format import MixedModel
-from bam_plugin.packed.precision import FLOAT, check_precision
+from bam_plugin.packed.precision import FLOAT
 
-if TYPE_CHECKING:
-    from bam_plugin.mixed.mixed_engine import MixedEngine
+ENGINES: dict[str, str] = {
+    "graph": "bam_plugin.engine.engine:Engine",
+    "mixed": "bam_plugin.mixed.mixed_engine:MixedEngine",
+}
+"""Kind of a packed file -> `module:class` of its engine. The class is called as `open_engine` is."""
+
+
+class AnyEngine(Protocol):
+    """A network ready to run, by an engine of any kind."""
+
+    isa: str
+    """Instruction set of the binary layers."""
+    threads: int
+    """Threads that it uses."""
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """Upscale one image: float32 (H, W, C) -> float32 (H * scale, W * scale, C_out), not clipped."""
+        ...
+
+    def tile_memory(self) -> TileMemory:
+        """What a tile takes, estimated from above."""
+        ...
+
+
+def register_engine(kind: str, place: str) -> None:
+    """Let the engine class `place` (`module:class`) run models whose `kind` is that name."""
+    ENGINES[kind] = place
 
 
 def open_engine(
@@ -21,24 +52,20 @@ def open_engine(
     isa: str | None = None,
     threads: int | None = None,
     precision: str = FLOAT,
-) -> Engine | MixedEngine:
+) -> AnyEngine:
     """Make the model ready to run, with the choices of `Engine`.
 
-    Raises MissingDependencyError for a mixed network where torch is missing, EngineError for a precision that the file
-    does not offer.
+    Raises MissingDependencyError where the engine needs a library that is not installed (a mixed network needs torch),
+    EngineError for a precision that the file does not offer.
     """
-    if isinstance(model, PackedModel):
-        return Engine(model, isa=isa, threads=threads, precision=precision)
-    if check_precision(precision) != FLOAT:
-        raise EngineError(f"a mixed network offers no precision but {FLOAT}, found {precision!r}")
+    module, _, name = ENGINES[model.kind].partition(":")
     try:
-        from bam_plugin.mixed.mixed_engine import MixedEngine  # the only road from here to torch
-
-        return MixedEngine(model, isa=isa, threads=threads)
+        return getattr(importlib.import_module(module), name)(model, isa=isa, threads=threads, precision=precision)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAINING_LIBRARIES:
             raise
+        why = f" ({model.no_graph})" if isinstance(model, MixedModel) else ""
         raise MissingDependencyError(
-            f"this packed file holds a mixed network, whose float layers run in PyTorch ({model.no_graph}); "
-            f"{error.name} is not installed; run: {INSTALL_TRAINING}"
+            f"this packed file holds a {model.kind} network, whose float layers run in PyTorch{why}; {error.name} is "
+            f"not installed; run: {INSTALL_TRAINING}"
         ) from error

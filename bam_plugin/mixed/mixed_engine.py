@@ -21,11 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bam_plugin.engine.engine import check_image, choose_isa, choose_threads
+from bam_plugin.engine.tile_memory import PATCHES, RESULTS, TileMemory
 from bam_plugin.mixed import torch_op
 from bam_plugin.mixed.mixed_network import load_network, sizes_of
 from bam_plugin.mixed.reach import run_fitted
 from bam_plugin.mixed.torch_module import PackedConv2d, packed_layers
+from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.mixed_format import MixedModel
+from bam_plugin.packed.precision import FLOAT, check_precision
 from bam_plugin.packed.reference import words_for
 
 _PROBE_SIZE = 48  # edge of the picture on which memory is measured
@@ -33,7 +36,7 @@ _UNSEEN = 1.3  # what operators allocate and free inside, over the maps that can
 
 
 class MixedEngine:
-    """A mixed network ready to run; used like `bam_plugin.packed.Engine`.
+    """A mixed network ready to run; used like `bam_plugin.engine.Engine`.
 
     `isa` and `threads` are the choices in force. While it runs, torch's own number of threads is set to `threads`.
     """
@@ -44,9 +47,15 @@ class MixedEngine:
         *,
         isa: str | None = None,
         threads: int | None = None,
+        precision: str = FLOAT,
         network: nn.Module | None = None,
     ):
-        """`network` is the packed network of the model where it exists already (it is changed to channels_last)."""
+        """`network` is the packed network of the model where it exists already (it is changed to channels_last).
+
+        Raises EngineError for another precision than fp32, which no mixed network offers.
+        """
+        if check_precision(precision) != FLOAT:
+            raise EngineError(f"a mixed network offers no precision but {FLOAT}, found {precision!r}")
         self.model = model
         self.isa = choose_isa(isa)
         self.threads = choose_threads(threads)
@@ -93,6 +102,11 @@ class MixedEngine:
             run_fitted(self.network, torch.zeros(1, self.model.num_in_ch, edge, edge), self.sizes)
         words = sum(words_for(module.layer.in_channels) * 8 for _, module in packed_layers(self.network))
         return math.ceil(_UNSEEN * watch.peak / edge**2) + words
+
+    def tile_memory(self) -> TileMemory:
+        """What a tile takes, estimated from above."""
+        result = RESULTS * 4 * self.model.num_out_ch * self.model.scale**2
+        return TileMemory(per_pixel=self.bytes_per_pixel + result, per_column=0, fixed=PATCHES)
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:

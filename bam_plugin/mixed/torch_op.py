@@ -26,7 +26,7 @@ _isa: contextvars.ContextVar[str | None] = contextvars.ContextVar("isa", default
 
 @contextlib.contextmanager
 def instruction_set(isa: str | None) -> Iterator[None]:
-    """Inside the block, calls of this thread use `isa`, see `bam_plugin.packed.Engine`."""
+    """Inside the block, calls of this thread use `isa`, see `bam_plugin.engine.Engine`."""
     token = _isa.set(isa)
     try:
         yield

@@ -51,7 +51,7 @@ def _offer(offer: Offer) -> dict[str, object]:
 def _graph_facts(model: PackedModel) -> dict[str, object]:
     binary_bytes = sum(model.tensors[node.tensors["weight"]].nbytes for node in _nodes(model, "binary_conv2d"))
     return {
-        "kind": "graph",
+        "kind": model.kind,
         "binary": {"weights": model.binary_bits, "bytes": binary_bytes},
         "operations": dict(sorted(Counter(node.op for node in model.graph.nodes).items())),
         "layers": [_layer(model, node) for node in model.graph.nodes if node.op in _KINDS],
@@ -60,7 +60,7 @@ def _graph_facts(model: PackedModel) -> dict[str, object]:
 
 def _mixed_facts(model: MixedModel) -> dict[str, object]:
     return {
-        "kind": "mixed",
+        "kind": model.kind,
         "binary": {
             "weights": model.binary_bits,
             "bytes": sum(model.tensors[layer.tensor("weight")].nbytes for layer in model.layers),

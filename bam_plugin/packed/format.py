@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class PackedModel:
     recorded. Making one refuses tensors that no node uses; `check_graph` has checked the rest.
     """
 
+    kind: ClassVar[str] = "graph"
+    """Which engine runs it, see `bam_plugin.engine.opening`."""
     graph: Graph
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, object] = field(default_factory=dict)

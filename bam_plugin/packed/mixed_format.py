@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class MixedModel:
     Making one checks the layers and their tensors; whether the others fit the network is known when it is built.
     """
 
+    kind: ClassVar[str] = KIND
+    """Which engine runs it, see `bam_plugin.engine.opening`."""
     layers: tuple[BinaryLayer, ...]
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, object]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bam_plugin.engine.opening import open_engine
+from bam_plugin.engine.tile_memory import TileMemory
 from bam_plugin.errors import BamError
 from bam_plugin.files import atomic_path
 from bam_plugin.packed.format import PackedModel, read_model
@@ -33,7 +34,6 @@ from bam_plugin.pictures.read import MAX_PIXELS, check_array, read_picture
 from bam_plugin.pictures.resample import resample_bands
 from bam_plugin.pictures.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.pictures.write import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
-from bam_plugin.upscale.tile_memory import TileMemory, tile_memory
 
 Progress = Callable[[int], None]
 """Called after each tile with the number of input pixels that it finished; they add up to width * height."""
@@ -133,7 +133,7 @@ class Upscaler:
 
     @functools.cached_property
     def _tile_memory(self) -> TileMemory:
-        return tile_memory(self.engine)
+        return self.engine.tile_memory()
 
     def upscale(
         self,

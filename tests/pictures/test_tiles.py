@@ -16,7 +16,6 @@ from bam_plugin.engine.engine import available_isas
 from bam_plugin.pictures.resample import resample_bands
 from bam_plugin.pictures.tiles import BLEND_OVERLAP, SMALLEST_CORE, Tiling, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.upscale import Upscaler
-from bam_plugin.upscale.tile_memory import tile_memory
 from bam_plugin.upscale.upscaler import from_unit
 
 
@@ -129,7 +128,7 @@ def test_planned_windows_stay_within_the_budget(height, width, radius, budget, r
 def test_memory_of_a_tile_is_not_underestimated(isa, features):
     engine = Engine(tiny_model(features=features), isa=isa, threads=1)
     image = _picture(300, 500, 3, np.float32, 0)
-    need = tile_memory(engine)
+    need = engine.tile_memory()
     tracemalloc.start()
     from_unit(engine.run(image), np.uint8)
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""How much memory a packed network needs for a tile: estimated from its graph, measured for a mixed network.
+"""How much memory a packed network needs for a tile: what every engine says of itself, and the estimate from a graph.
 
 NumPy kernels hold every map of the moment whole, and copy what a convolution reads. Compiled kernels hold the maps of
 the body whole; of the enlarged maps behind it they hold a strip of a few rows, and the result.
@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from bam_plugin.engine.engine import Engine
-from bam_plugin.engine.kernels import compiled_isas
 from bam_plugin.engine.program import MIN_STRIP_ROWS, STRIP_BYTES
 from bam_plugin.packed.graph import Graph, ValueType
 
-if TYPE_CHECKING:
-    from bam_plugin.mixed.mixed_engine import MixedEngine
-
-_PATCHES = 32 << 20  # the patch matrix of a convolution by matrix multiplication, and its product
-_RESULTS = 3  # the result's map, the copy handed out, and its clipped copy
+PATCHES = 32 << 20  # the patch matrix of a convolution by matrix multiplication, and its product
+RESULTS = 3  # the result's map, the copy handed out, and its clipped copy
 
 
 @dataclass(frozen=True)
@@ -35,21 +29,16 @@ class TileMemory:
         return max(1, (memory - self.fixed - self.per_column * columns) // self.per_pixel)
 
 
-def tile_memory(engine: Engine | MixedEngine) -> TileMemory:
-    """Estimate from above what `engine` takes for a tile."""
-    if not isinstance(engine, Engine):
-        model = engine.model
-        result = _RESULTS * 4 * model.num_out_ch * model.scale**2
-        return TileMemory(per_pixel=engine.bytes_per_pixel + result, per_column=0, fixed=_PATCHES)
-    graph = engine.model.graph
-    result = _RESULTS * _size(graph.types[graph.output])
-    if engine.isa in compiled_isas():
+def graph_tile_memory(graph: Graph, *, compiled: bool) -> TileMemory:
+    """Estimate from above what a graph takes for a tile, in compiled kernels or in NumPy's."""
+    result = RESULTS * _size(graph.types[graph.output])
+    if compiled:
         return TileMemory(
             per_pixel=_worst(graph, lambda value: _size(value) if value.up == 1 else 0) + result,
             per_column=MIN_STRIP_ROWS * _worst(graph, lambda value: _size(value) if value.up > 1 else 0),
             fixed=STRIP_BYTES,
         )
-    return TileMemory(per_pixel=_worst(graph, _size, copies=1) + result, per_column=0, fixed=_PATCHES)
+    return TileMemory(per_pixel=_worst(graph, _size, copies=1) + result, per_column=0, fixed=PATCHES)
 
 
 def _worst(graph: Graph, size: Callable[[ValueType], int], *, copies: int = 0) -> int:
