@@ -2,77 +2,77 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.places import PACKAGE, ROOT, TESTS
+from helpers.imports import circle_in, import_graph, modules_of, reached_from, room_of
+from helpers.places import PACKAGE, ROOT
 
-LIGHT = ["errors.py", "files.py", "cli.py", "__init__.py"]
-
-# Folder or file -> what it must never import, at any depth of its functions.
-FORBIDDEN = {
-    "nn": ("basicsr", "bam_plugin.archs", "bam_plugin.models", "bam_plugin.optim", "bam_plugin.packed", "cv2"),
-    "packed": ("torch", "basicsr", "bam_plugin.archs", "bam_plugin.models", "bam_plugin.nn"),
-    "bench": ("basicsr", "bam_plugin.archs", "bam_plugin.models", "bam_plugin.nn", "bam_plugin.commands"),
-    "optim": ("basicsr.models", "bam_plugin.archs", "bam_plugin.models"),
-    "archs": ("bam_plugin.models", "bam_plugin.optim", "bam_plugin.commands"),
-    "config": ("bam_plugin.models",),
-    **{name: ("torch", "basicsr") for name in LIGHT},
+# Room -> the rooms that it may import. Any of them may import errors.py and files.py, which import nothing of the
+# package, and the version from bam_plugin itself. commands may import everything.
+ARROWS = {
+    "nn": "",
+    "toolbox": "",
+    "packed": "",
+    "pictures": "",
+    "engine": "packed",
+    "upscale": "pictures engine packed",
+    "optim": "nn toolbox",
+    "data": "pictures toolbox",
+    "mixed": "nn packed engine toolbox",
+    "archs": "nn packed engine mixed pictures toolbox",
+    "config": "nn optim toolbox",
+    "conversion": "nn packed engine mixed config toolbox",
+    "models": "nn optim data toolbox",
+    "train": "models config toolbox",
+    "bench": "packed engine conversion",
+    "hook": "config optim toolbox",
+    "_startup": "hook toolbox",
+    "cli": "",
+    "__main__": "cli",
 }
-# The torch side of deployment: the only modules of packed/ that may know PyTorch.
-TORCH_SIDE = {
-    "activation_steps.py",
-    "converter.py",
-    "layer_report.py",
-    "lowering.py",
-    "lowering_emitter.py",
-    "lowering_ops.py",
-    "mixed_engine.py",
-    "mixed_network.py",
-    "verify.py",
-    "reach.py",
-    "torch_module.py",
-    "torch_op.py",
-}
+LEAVES = {"errors", "files"}
+EVERYTHING = {"commands"}
+TORCH_FREE = ("packed", "engine", "pictures", "upscale")
+HEAVY = {"torch", "torchvision", "basicsr"}
 
 
-def imported_names(path: Path) -> set[str]:
-    """Full names of all modules that `path` imports, those inside functions and under TYPE_CHECKING included."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+def test_every_room_has_its_arrows() -> None:
+    rooms = {room_of(module) for module in modules_of(PACKAGE)} - {""}
+    assert rooms == {*ARROWS, *LEAVES, *EVERYTHING}
+    assert not circle_in({room: set(others.split()) for room, others in ARROWS.items()})
 
 
-@pytest.mark.parametrize("place", FORBIDDEN)
-def test_dependencies_point_one_way(place: str) -> None:
-    root = PACKAGE / place
-    files = [root] if root.is_file() else sorted(root.rglob("*.py"))
-    assert files
-    for path in files:
-        if place == "packed" and path.name in TORCH_SIDE:
-            continue
-        for name in imported_names(path):
-            wrong = [banned for banned in FORBIDDEN[place] if name == banned or name.startswith(banned + ".")]
-            assert not wrong, f"{path.relative_to(PACKAGE)} imports {name}"
+def test_arrows_between_rooms_point_one_way() -> None:
+    for module, imported in import_graph(PACKAGE).items():
+        room = room_of(module)
+        allowed = {room, "", *LEAVES, *ARROWS.get(room, "").split()} if room not in LEAVES | {""} else set()
+        for name in imported:
+            if name.partition(".")[0] == "bam_plugin" and room not in EVERYTHING:
+                assert room_of(name) in allowed, f"{module} imports {name}"
 
 
-def test_no_test_imports_another() -> None:
-    """What two tests share is in tests/helpers, where neither has to be collected for the other."""
-    files = sorted(TESTS.rglob("*.py"))
-    assert len(files) > 60
-    for path in files:
-        parts = {name: name.split(".") for name in imported_names(path)}
-        shared = [name for name, words in parts.items() if words[0] in ("tests", "conftest") or "test_" in words[0]]
-        assert not shared, f"{path.relative_to(TESTS)} imports {sorted(shared)}"
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle_in(import_graph(PACKAGE)) == []
+    assert circle_in({"a": {"b", "c"}, "b": {"torch"}, "c": {"d"}, "d": {"c"}}) == ["c", "d", "c"]
+
+
+@pytest.mark.parametrize("room", TORCH_FREE)
+def test_torch_free_rooms_reach_no_torch(room: str) -> None:
+    graph = import_graph(PACKAGE)
+    for module in graph:
+        if room_of(module) == room:
+            for name, by in reached_from(module, graph).items():
+                assert name.partition(".")[0] not in HEAVY, f"{module} reaches {by}, which imports {name}"
+
+
+def test_torch_free_rooms_are_imported_where_there_is_no_torch() -> None:
+    modules = [module for module in modules_of(PACKAGE) if room_of(module) in TORCH_FREE]
+    block = f"import sys\nsys.modules.update(dict.fromkeys({sorted(HEAVY)}))\n"
+    code = block + "".join(f"import {module}\n" for module in modules)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("statement", ["import bam_plugin", "import bam_plugin.cli", "import bam_plugin.packed"])
