@@ -1,6 +1,7 @@
 # Everything from a fresh clone: `make demo` and `make test` each make .venv and install what they need.
 #   make demo   train a small binary network on photos, convert it to packed bits, upscale with it   (demo/)
 #   make test   the test suite
+#   make docs   the site, from README, docs/ and the docstrings   (site/)
 #   make lint   ruff and pyright
 #   make clean  remove .venv and everything that the targets above made
 
@@ -12,7 +13,7 @@ INSTALLED := .venv/installed
 # The tested versions are for Python 3.11; other versions resolve the ranges in setup.py.
 PINS = $(shell $(BIN)/python -c 'import sys; print("-c requirements.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: all demo test lint clean
+.PHONY: all demo test docs lint clean
 all: $(INSTALLED)
 
 # torch comes first and build isolation is off, because basicsr's setup.py imports torch: isolated, pip would download a
@@ -22,7 +23,7 @@ $(INSTALLED): setup.py pyproject.toml requirements.txt $(wildcard bam_plugin/*/c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel cython
 	$(BIN)/python -m pip install -q $(PINS) torch torchvision numpy
-	$(BIN)/python -m pip install -q $(PINS) --no-build-isolation -e '.[train,demo,dev,onnx]'
+	$(BIN)/python -m pip install -q $(PINS) --no-build-isolation -e '.[train,demo,dev,docs,onnx]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -31,8 +32,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The variable silences an advertisement of the theme.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 clean:
-	rm -rf .venv demo build *.egg-info bam_plugin/engine/_kernels* bam_plugin/nn/fast/_training*
+	rm -rf .venv demo build site *.egg-info bam_plugin/engine/_kernels* bam_plugin/nn/fast/_training*

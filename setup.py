@@ -34,6 +34,7 @@ TRAIN = [
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 BENCH = [*ONNX, "openvino>=2024.4"]
 DEMO = ["scikit-image>=0.22"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 DEV = ["pytest>=7.4", "hypothesis>=6.90", "ruff>=0.6", "pyright>=1.1.350", "selenium>=4.15", "matplotlib>=3.8"]
 
 
@@ -80,6 +81,6 @@ setup(
     ext_modules=list(BUILD.LIBRARIES),
     cmdclass={"build_ext": BUILD.BuildLibraries, "build_py": BuildWithOptions, "bdist_wheel": PlatformWheel},
     install_requires=RUNTIME,
-    extras_require={"train": TRAIN, "onnx": ONNX, "bench": BENCH, "demo": DEMO, "dev": DEV},
+    extras_require={"train": TRAIN, "onnx": ONNX, "bench": BENCH, "demo": DEMO, "docs": DOCS, "dev": DEV},
     entry_points={"console_scripts": ["bam = bam_plugin.cli:main"]},
 )

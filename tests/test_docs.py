@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from helpers.places import ROOT
+
+from bam_plugin.cli import COMMANDS, build_parser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(
@@ -46,3 +50,59 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not there or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+def code(page: Path, *languages: str) -> str:
+    """The fenced code of the page in these languages ("" for fences that name none)."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return "\n".join(text for language, text in blocks if language in languages)
+
+
+def bam_lines(page: Path) -> list[list[str]]:
+    """The words of each `bam` command that the page shows, comments left out."""
+    text = code(page, "sh", "").replace("\\\n", " ")
+    lines = [line.removeprefix("$ ") for line in text.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("bam ")]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert ["compare", "photo.png", "--html"] in bam_lines(ROOT / "README.md")
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if bam_lines(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_every_command_shown_exists_with_its_options(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, *words in bam_lines(page):
+        assert name in COMMANDS, f"bam {name}"
+        with pytest.raises(SystemExit):
+            build_parser(name).parse_args([name, "--help"])
+        usage = capsys.readouterr().out
+        unknown = [word for word in words if re.match(r"--?[a-z]", word) and not re.search(rf"(?<!\S){word}\b", usage)]
+        assert not unknown, f"bam {name} {unknown}"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if "bam_plugin" in code(page, "python")],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_name_imported_in_an_example_exists(page: Path) -> None:
+    imports = re.findall(r"^from bam_plugin\S* import .+$", code(page, "python"), re.M)
+    assert imports
+    for line in imports:
+        exec(line, {})
+
+
+def test_the_site_turns_links_of_pages_outside_docs() -> None:
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools/site_pages.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    text = "[a](docs/data.md#measuring) [b](bam_plugin/zoo/MODEL_CARD.md) [c](https://x.org/docs/data.md)"
+    assert (
+        site.turn_links(text, "README.md", "index.md")
+        == "[a](data.md#measuring) [b](card.md) [c](https://x.org/docs/data.md)"
+    )
+    assert site.turn_links("[a](../README.md#train)", "docs/data.md", "data.md") == "[a](index.md#train)"
+    assert site.turn_links("![p](images/p.png)", "docs/lab/a.md", "lab/a.md") == "![p](images/p.png)"

@@ -1,10 +1,12 @@
 """Which nodes of a graph run as one operation on a tile.
 
-Four patterns are recognised, all of them exact (the fused operation rounds where its parts do):
-- binary_conv2d + add: the convolution adds onto the identity path;
-- binary_conv2d [+ add] + threshold: the sum becomes bits while it is in a register, and is stored only if read again;
-- int_conv2d + quantize, and any convolution [+ quantize] + pixel_shuffle: the channels are made in the shuffle's order;
-- channel_mean + scale [+ affine by an offset] + mul [+ add] [+ threshold]: a weighed term of an accumulated activation.
+Four patterns are recognised, all of them exact: the fused operation rounds where its parts do. Nodes in parentheses may
+be missing.
+
+- binary_conv2d + add: the convolution adds onto the identity path.
+- binary_conv2d (+ add) + threshold: the sum becomes bits in a register. It is stored only if it is read again.
+- int_conv2d + quantize, and any convolution (+ quantize) + pixel_shuffle: the channels are made in the shuffle's order.
+- channel_mean + scale (+ affine by an offset) + mul (+ add) (+ threshold): a weighed term of an accumulated activation.
 """
 
 from __future__ import annotations
