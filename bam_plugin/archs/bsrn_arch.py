@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from bam_plugin.nn.blocks import HPBBlock
 from bam_plugin.nn.layers import body_conv
 from bam_plugin.nn.methods import methods_of_parts
 from bam_plugin.nn.options import ConvOptions
-from bam_plugin.nn.upsampling import make_upsampler
+from bam_plugin.nn.upsampling import check_global_skip, global_skip, make_upsampler
 
 PARTS = ("head", "body_end", "upsampler", "tail")
 # The same as the method `literal` of options/base/bsrn.yml.
@@ -109,13 +108,7 @@ class BSRN(nn.Module):
         if method.activation == "bn_sign":
             conv_options["activation_options"].setdefault("estimator", options.activation_estimator)
 
-        if options.global_skip not in (None, "bilinear", "bicubic"):
-            raise ValueError(f"global_skip must be None, 'bilinear' or 'bicubic', found {options.global_skip!r}")
-        if options.global_skip is not None and num_in_ch != num_out_ch:
-            raise ValueError(
-                f"global_skip adds the input to the output: num_in_ch ({num_in_ch}) and num_out_ch ({num_out_ch}) must "
-                "be equal; set global_skip to None"
-            )
+        check_global_skip(options.global_skip, num_in_ch=num_in_ch, num_out_ch=num_out_ch)
         self.upscale = options.upscale
         self.global_skip = options.global_skip
         self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), nn.ReLU())
@@ -157,6 +150,4 @@ class BSRN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve a batch."""
         out = self.upsampler(self.body_end(self.body(self.head(x))))
-        if self.global_skip is None:
-            return out
-        return out + F.interpolate(x, scale_factor=self.upscale, mode=self.global_skip, align_corners=False)
+        return global_skip(out, x, mode=self.global_skip, upscale=self.upscale)

@@ -42,6 +42,8 @@ class ActivationBinarizer(nn.Module):
     alphabet: str | None = "-1,+1"
     bases = 1
     has_magnitude = False
+    has_threshold = False
+    """Whether it learns a threshold per channel, whose start the keyword `shift` moves (see BinaryChain's planes)."""
 
     def decompose(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """[(map, factor), ...], see the module's text."""
@@ -75,12 +77,15 @@ class BatchNormSign(EstimatedSign):
     """A^B = Sign(BN(A)) with an affine batch normalization over (N, H, W)   (eq. 9 after the accumulation; BNN).
 
     The learned shift and slope of the normalization are per-channel thresholds of the sign. Gradient of the sign by
-    `estimator`, a name in `bam_plugin.nn.sign.ESTIMATORS`. Tie: Sign(0) = +1.
+    `estimator`, a name in `bam_plugin.nn.sign.ESTIMATORS`. `shift` is the start of the learned shift. Tie: Sign(0) = +1.
     """
 
-    def __init__(self, *, num_feat: int, estimator: str = "clip") -> None:
+    has_threshold = True
+
+    def __init__(self, *, num_feat: int, estimator: str = "clip", shift: float = 0.0) -> None:
         super().__init__(estimator=estimator)
         self.norm = nn.BatchNorm2d(num_feat)
+        nn.init.constant_(self.norm.bias, shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
@@ -126,14 +131,16 @@ class PlainSign(EstimatedSign):
 
 
 class RSign(EstimatedSign):
-    """A^B = Sign(A - t) with one learned threshold t per channel, 0 at the start   (ReActNet, ECCV 2020; BBCU).
+    """A^B = Sign(A - t) with one learned threshold t per channel, -`shift` at the start   (ReActNet, ECCV 2020; BBCU).
 
     Gradient of the sign by `estimator`; dL/dt is the negative sum over the channel. Tie: Sign(0) = +1.
     """
 
-    def __init__(self, *, num_feat: int, estimator: str = "polynomial") -> None:
+    has_threshold = True
+
+    def __init__(self, *, num_feat: int, estimator: str = "polynomial", shift: float = 0.0) -> None:
         super().__init__(estimator=estimator)
-        self.threshold = nn.Parameter(torch.zeros(num_feat, 1, 1))
+        self.threshold = nn.Parameter(torch.full((num_feat, 1, 1), 0.0 - shift))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""

@@ -7,12 +7,14 @@ sequence of such layers of one width that forms an accumulation group of eq. 3 a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from bam_plugin.nn.accumulation import ActivationScale
+from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.methods import Method
 
@@ -123,10 +125,15 @@ class BinaryChain(nn.Module):
 
     With A_1 = x and A_{n+1} = layer_n(input of layer n):
         input of layer n = b_1 A_1 + ... + b_n A_n   (eq. 9 before its BN and Sign), or A_n without accumulation.
-    An identity path around layer n adds A_n.
+    An identity path around layer n adds A_n. With several planes a step has that many layers with the same input,
+    which see it through different thresholds; A_{n+1} = ((A_n + first) + second) ..., and a convolution accumulates
+    the weights of its own plane.
 
     Args:
-        num_feat, num_convs: channels and number of layers.
+        num_feat, num_convs: channels and number of layers, or of steps.
+        num_planes: layers of a step; more than one need an identity path in the method.
+        plane_shift: the planes' thresholds start spread over -plane_shift .. plane_shift, in deviations of the input
+            where the binarizer normalizes.
         method: see Method; `method.accumulate` switches eq. 9 on, accumulate_weights eq. 3.
         accumulate_weights: hand each convolution the latent weights of the earlier ones.
         beta, beta_statistic, beta_init, beta_offset: mode, statistic, start and offset of ActivationScale.
@@ -142,6 +149,8 @@ class BinaryChain(nn.Module):
         num_feat: int,
         num_convs: int,
         method: Method,
+        num_planes: int = 1,
+        plane_shift: float = 0.7,
         accumulate_weights: bool = True,
         beta: str = "spatial",
         beta_statistic: str = "mean_abs",
@@ -157,11 +166,13 @@ class BinaryChain(nn.Module):
         if relu not in ("all", "between"):
             raise ValueError(f"relu must be 'all' or 'between', found {relu!r}")
         self.accumulate_weights = accumulate_weights
+        self.num_planes = num_planes
+        # Step by step, so that the layers of one step follow each other.
         self.layers = nn.ModuleList(
             BinaryLayer(
                 in_channels=num_feat,
                 out_channels=num_feat,
-                method=method,
+                method=plane,
                 group_index=index if accumulate_weights else 0,
                 norm=norm,
                 output_scale=output_scale,
@@ -169,6 +180,7 @@ class BinaryChain(nn.Module):
                 latent_gain=latent_gain,
             )
             for index in range(num_convs)
+            for plane in _planes(method, num_planes, plane_shift)
         )
         self.betas = None
         if method.accumulate:
@@ -181,16 +193,53 @@ class BinaryChain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         total = None
-        previous: tuple[Tensor, ...] = ()
-        for index, layer in enumerate(cast("Iterable[BinaryLayer]", self.layers)):
+        previous: tuple[tuple[Tensor, ...], ...] = ((),) * self.num_planes
+        layers = tuple(cast("Iterable[BinaryLayer]", self.layers))
+        for index, step in enumerate(zip(*(layers[plane :: self.num_planes] for plane in range(self.num_planes)))):
             source = x
             if self.betas is not None:
                 weighted = self.betas[index](x)
                 total = weighted if total is None else total + weighted
                 source = total
-            x = layer(source, previous, x)
+            for layer, earlier in zip(step, previous, strict=True):
+                x = layer(source, earlier, x)
             if index < self.rectified:
                 x = torch.relu(x)
             if self.accumulate_weights:
-                previous = (*previous, layer.conv.weight)
+                previous = tuple(
+                    (*earlier, layer.conv.weight) for layer, earlier in zip(step, previous, strict=True)
+                )
         return x
+
+
+def _planes(method: Method, num_planes: int, shift: float) -> list[Method]:
+    """`method` once for each plane, with thresholds that start between -shift and shift."""
+    if num_planes < 1:
+        raise ValueError(f"num_planes must be at least 1, found {num_planes}")
+    if num_planes == 1:
+        return [method]
+    if not method.skip:
+        raise ValueError(f"num_planes {num_planes} adds up the layers of a step on the identity path: set skip to true")
+    if not ACTIVATION_BINARIZERS[method.activation].has_threshold:
+        able = [name for name, binarizer in ACTIVATION_BINARIZERS.items() if binarizer.has_threshold]
+        raise ValueError(
+            f"num_planes {num_planes} needs activations with a learned threshold ({', '.join(able)}), found "
+            f"{method.activation!r}"
+        )
+    starts = [shift * (2 * plane / (num_planes - 1) - 1) for plane in range(num_planes)]
+    return [
+        replace(method, activation_options={**method.activation_options, "shift": start}) for start in starts
+    ]
+
+
+class DepthwiseResidual(nn.Module):
+    """y = x + PReLU(conv3x3(x)), depthwise and in full precision: C times fewer products than a convolution."""
+
+    def __init__(self, *, num_feat: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(num_feat, num_feat, 3, padding=1, groups=num_feat)
+        self.act = nn.PReLU(num_feat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return x + self.act(self.conv(x))

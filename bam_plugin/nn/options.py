@@ -79,11 +79,22 @@ class ChainOptions(ConvOptions):
             mode=self.beta, statistic=self.beta_statistic, init=self.beta_init, offset=self.beta_offset
         )
 
-    def chain(self, *, num_feat: int, num_convs: int, norm: bool | None = None, relu: str = "all") -> BinaryChain:
+    def chain(
+        self,
+        *,
+        num_feat: int,
+        num_convs: int,
+        num_planes: int = 1,
+        plane_shift: float = 0.7,
+        norm: bool | None = None,
+        relu: str = "all",
+    ) -> BinaryChain:
         """One accumulation group of `num_convs` layers in sequence; the arguments as in BinaryChain."""
         return BinaryChain(
             num_feat=num_feat,
             num_convs=num_convs,
+            num_planes=num_planes,
+            plane_shift=plane_shift,
             method=self.method(),
             accumulate_weights=self.accumulate_weights,
             beta=self.beta,

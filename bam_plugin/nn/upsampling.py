@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bam_plugin.nn.layers import body_conv
 from bam_plugin.nn.methods import Method
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect")
+SKIPS = ("bilinear", "bicubic")
+
+
+def check_global_skip(mode: str | None, *, num_in_ch: int, num_out_ch: int) -> None:
+    """Raise ValueError unless `mode` can be that of global_skip in a network of these channels."""
+    if mode is not None and mode not in SKIPS:
+        raise ValueError(f"global_skip must be None or one of {SKIPS}, found {mode!r}")
+    if mode is not None and num_in_ch != num_out_ch:
+        raise ValueError(
+            f"global_skip adds the input to the output: num_in_ch ({num_in_ch}) and num_out_ch ({num_out_ch}) must "
+            "be equal; set global_skip to None"
+        )
+
+
+def global_skip(out: Tensor, x: Tensor, *, mode: str | None, upscale: int) -> Tensor:
+    """out + x enlarged by torch's interpolation of this mode; x (N, C, H, W), out (N, C, H * upscale, W * upscale)."""
+    if mode is None:
+        return out
+    return out + F.interpolate(x, scale_factor=upscale, mode=mode, align_corners=False)
 
 
 def make_upsampler(

@@ -16,7 +16,8 @@ OTHERS = {"Bicubic", "Binarized", "PackedNetwork"}
 
 OURS = sorted(name for name, arch in ARCH_REGISTRY if arch.__module__.startswith("bam_plugin.archs."))
 # Full precision is a method of the two networks that have a full-precision original.
-CASES = [(name, method) for name in SMALL_ARCHS for method in [*METHODS, *([None] if name != "BSRN" else [])]]
+FLOAT = ("SRResNet", "VDSR")
+CASES = [(name, method) for name in SMALL_ARCHS for method in [*METHODS, *([None] if name in FLOAT else [])]]
 
 
 def build(name, method, **options):
