@@ -14,28 +14,30 @@ from bam_plugin.data.images import list_images, read_image
 from bam_plugin.data.metrics import calculate_psnr_y
 from bam_plugin.pictures.imresize import imresize, mod_crop
 
-SCALE, PATCH = 4, 24  # LR patches of 24 x 24
+SCALE, PATCH = 4, 24  # LR patches of 24 x 24, where the caller does not say otherwise
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
-def read_pairs(folder: Path) -> Pairs:
-    """(HR, LR by MATLAB's bicubic) of every image of `folder` that holds a patch, RGB uint8."""
+def read_pairs(folder: Path, *, patch: int = PATCH) -> Pairs:
+    """(HR, LR by MATLAB's bicubic) of every image of `folder` that holds an LR patch, RGB uint8."""
     images = [mod_crop(read_image(path), SCALE)[..., ::-1] for path in list_images(folder)]
     pairs = [(np.ascontiguousarray(image), imresize(image, scale=1 / SCALE)) for image in images]
-    return [(high, low) for high, low in pairs if min(low.shape[:2]) >= PATCH]
+    return [(high, low) for high, low in pairs if min(low.shape[:2]) >= patch]
 
 
-def sample(pairs: Pairs, generator: np.random.Generator, *, batch: int, augment: bool) -> list[torch.Tensor]:
+def sample(
+    pairs: Pairs, generator: np.random.Generator, *, batch: int, augment: bool, patch: int = PATCH
+) -> list[torch.Tensor]:
     """One batch of LR and HR patches, (N, 3, P, P) and (N, 3, 4 P, 4 P) in [0, 1]; flipped and turned if `augment`."""
     patches: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for index in generator.integers(len(pairs), size=batch):
         high, low = pairs[index]
-        row, column = (int(generator.integers(side - PATCH + 1)) for side in low.shape[:2])
+        row, column = (int(generator.integers(side - patch + 1)) for side in low.shape[:2])
         flip, turns = (1 - 2 * int(generator.integers(2)), int(generator.integers(4))) if augment else (1, 0)
         for taken, image, factor in ((patches[0], low, 1), (patches[1], high, SCALE)):
-            size = PATCH * factor
-            patch = image[row * factor : row * factor + size, column * factor : column * factor + size]
-            taken.append(np.rot90(patch[:, ::flip], turns))
+            size = patch * factor
+            piece = image[row * factor : row * factor + size, column * factor : column * factor + size]
+            taken.append(np.rot90(piece[:, ::flip], turns))
     return [torch.from_numpy(np.stack(taken)).permute(0, 3, 1, 2).float().div(255) for taken in patches]
 
 

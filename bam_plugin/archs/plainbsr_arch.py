@@ -4,8 +4,8 @@
     h = body(head(s))                              binary 3x3 layers with an identity path around each
     y = PixelShuffle(tail(h) + stem_tail(s)) + enlarged x
 
-Each float operation stands where it is cheap for what it gives: the convolutions between the two widths are 1x1, the 3x3
-convolutions are thin, and no full-precision convolution closes the body. Trials: docs/lab/networks.md.
+Each float operation stands where it is cheap for what it gives: the convolutions between the two widths are 1x1, the
+3x3 convolutions are thin, and no full-precision convolution closes the body. Trials: docs/lab/networks.md.
 
 The body is a sequence of groups, each a BinaryChain and, with `depthwise`, a DepthwiseResidual behind it. A group is an
 accumulation group of BAM; accumulation is off by default, since the identity path already carries the sum that eq. 9

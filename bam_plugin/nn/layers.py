@@ -195,7 +195,8 @@ class BinaryChain(nn.Module):
         total = None
         previous: tuple[tuple[Tensor, ...], ...] = ((),) * self.num_planes
         layers = tuple(cast("Iterable[BinaryLayer]", self.layers))
-        for index, step in enumerate(zip(*(layers[plane :: self.num_planes] for plane in range(self.num_planes)))):
+        for index in range(len(layers) // self.num_planes):
+            step = layers[index * self.num_planes : (index + 1) * self.num_planes]
             source = x
             if self.betas is not None:
                 weighted = self.betas[index](x)
@@ -206,9 +207,7 @@ class BinaryChain(nn.Module):
             if index < self.rectified:
                 x = torch.relu(x)
             if self.accumulate_weights:
-                previous = tuple(
-                    (*earlier, layer.conv.weight) for layer, earlier in zip(step, previous, strict=True)
-                )
+                previous = tuple((*earlier, layer.conv.weight) for layer, earlier in zip(step, previous, strict=True))
         return x
 
 
@@ -227,9 +226,7 @@ def _planes(method: Method, num_planes: int, shift: float) -> list[Method]:
             f"{method.activation!r}"
         )
     starts = [shift * (2 * plane / (num_planes - 1) - 1) for plane in range(num_planes)]
-    return [
-        replace(method, activation_options={**method.activation_options, "shift": start}) for start in starts
-    ]
+    return [replace(method, activation_options={**method.activation_options, "shift": start}) for start in starts]
 
 
 class DepthwiseResidual(nn.Module):

@@ -24,7 +24,7 @@ def check_global_skip(mode: str | None, *, num_in_ch: int, num_out_ch: int) -> N
 
 
 def global_skip(out: Tensor, x: Tensor, *, mode: str | None, upscale: int) -> Tensor:
-    """out + x enlarged by torch's interpolation of this mode; x (N, C, H, W), out (N, C, H * upscale, W * upscale)."""
+    """The sum of `out` (N, C, H * upscale, W * upscale) and `x` (N, C, H, W) enlarged by torch's interpolation."""
     if mode is None:
         return out
     return out + F.interpolate(x, scale_factor=upscale, mode=mode, align_corners=False)
