@@ -3,10 +3,10 @@
     python benchmarks/network_trials.py [VARIANT ...] --data DIR [--seed N] [--iterations N] [--results FILE] [--time]
 
 `--data` is a folder with T91, BSDS400, CC0_photos, CID22_photos, CLIC_half (trained on) and DIV2K_valid_crop256
-(measured: Y-PSNR of the 8-bit result, cropped by 4). Every variant: x4, batch 8, LR patch 32, L1, Adam at 1e-3 behind 100
-iterations of warm-up, falling to 0 in the second half, bfloat16 autocast, averaged weights, 2,000 iterations. A seed
-fixes the start and the patches, which are equal for all variants. Each result is appended to `--results` as it comes;
-what is there already is not trained again.
+(measured: Y-PSNR of the 8-bit result, cropped by 4). Every variant: x4, batch 8, LR patch 32, L1, Adam at 1e-3 behind
+100 iterations of warm-up, falling to 0 in the second half, bfloat16 autocast, averaged weights, 2,000 iterations. A
+seed fixes the start and the patches, which are equal for all variants. Each result is appended to `--results` as it
+comes; what is there already is not trained again.
 
 `--time` trains nothing: it prints the milliseconds of one thread on the packed engine from 320x180 to 1280x720
 (processor time, median of 9 in turns), for the variants that the engine runs. Weights do not change the time.

@@ -77,7 +77,8 @@ class BatchNormSign(EstimatedSign):
     """A^B = Sign(BN(A)) with an affine batch normalization over (N, H, W)   (eq. 9 after the accumulation; BNN).
 
     The learned shift and slope of the normalization are per-channel thresholds of the sign; `shift` is
-    the shift's start. Gradient of the sign by `estimator`, a name in `bam_plugin.nn.sign.ESTIMATORS`. Tie: Sign(0) = +1.
+    the shift's start. Gradient of the sign by `estimator`, a name in `bam_plugin.nn.sign.ESTIMATORS`.
+    Tie: Sign(0) = +1.
     """
 
     has_threshold = True

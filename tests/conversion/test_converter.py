@@ -259,6 +259,23 @@ def test_readings_of_bsrn(options):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"num_planes": 2},
+        {"accumulate_weights": True, "accumulate_activations": True},
+        {"binarizer": "bbcu", "head_kernel": 3, "tail_kernel": 3, "upscale": 2},
+    ],
+)
+def test_plainbsr(options):
+    section = {"type": "PlainBSR", "num_feat": 16, "num_group": 2, "num_convs": 2, "stem_feat": 8, "depthwise": False}
+    network = enliven(build_network({**section, **options}))
+    conversion = convert_network(network, num_in_ch=3)
+    agrees(network, conversion)
+    planes = options.get("num_planes", 1)
+    assert sum(node.op == "binary_conv2d" for node in conversion.model.graph.nodes) == 4 * planes
+
+
+@pytest.mark.parametrize(
     "section",
     [
         {"type": "MSRResNet", "num_feat": 8, "num_block": 2, "upscale": 4},

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bam_plugin.nn import METHODS, BinaryChain, BinaryLayer, make_method, normalize_filters, sign
+from bam_plugin.nn import METHODS, BinaryChain, BinaryLayer, DepthwiseResidual, make_method, normalize_filters, sign
 
 CHANNELS = 5
 
@@ -52,6 +52,52 @@ def test_chain_is_equations_3_and_9(skip, norm, options):
         newest = out + newest if skip else out
         earlier.append(layer.conv.weight)
     torch.testing.assert_close(chain(x), newest, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_planes_stand_beside_each_other():
+    """Each step adds, plane by plane, what the layers make of one input; filters accumulate within their plane."""
+    chain = randomize(
+        BinaryChain(
+            num_feat=CHANNELS, num_convs=2, num_planes=2, method=make_method("bam", skip=True, accumulate=False)
+        )
+    )
+    x = torch.randn(2, CHANNELS, 6, 6)
+    expected, earlier = x, ([], [])
+    for step in (chain.layers[:2], chain.layers[2:]):
+        source = expected
+        for layer, filters in zip(step, earlier, strict=True):
+            expected = expected + conv_by_hand(layer, source, filters)
+            filters.append(layer.conv.weight)
+    torch.testing.assert_close(chain(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("activation", "starts"), [("bn_sign", [-0.6, 0, 0.6]), ("rsign", [0.6, 0, -0.6])])
+def test_thresholds_of_the_planes_start_apart(activation, starts):
+    method = make_method("bam", skip=True, activation=activation)
+    chain = BinaryChain(num_feat=4, num_convs=1, num_planes=3, plane_shift=0.6, method=method)
+    for layer, start in zip(chain.layers, starts, strict=True):
+        binarizer = layer.conv.binarize_activation
+        learned = binarizer.norm.bias if activation == "bn_sign" else binarizer.threshold
+        torch.testing.assert_close(learned.detach().flatten(), torch.full((4,), float(start)), atol=1e-6, rtol=0)
+
+
+def test_planes_are_refused_where_they_cannot_differ_or_add_up():
+    with pytest.raises(ValueError, match="num_planes must be at least 1, found 0"):
+        BinaryChain(num_feat=4, num_convs=1, num_planes=0, method=METHODS["bam"])
+    with pytest.raises(ValueError, match="set skip to true"):
+        BinaryChain(num_feat=4, num_convs=1, num_planes=2, method=METHODS["bam"])
+    with pytest.raises(ValueError, match=r"learned threshold \(bn_sign, rsign\), found 'sign'"):
+        BinaryChain(num_feat=4, num_convs=1, num_planes=2, method=METHODS["e2fif"])
+
+
+@torch.no_grad()
+def test_depthwise_residual():
+    layer = randomize(DepthwiseResidual(num_feat=CHANNELS))
+    x = torch.randn(2, CHANNELS, 6, 5)
+    own = torch.cat([F.conv2d(x[:, [c]], layer.conv.weight[[c]], padding=1) for c in range(CHANNELS)], dim=1)
+    expected = x + F.prelu(own + layer.conv.bias.view(-1, 1, 1), layer.act.weight)
+    torch.testing.assert_close(layer(x), expected)
 
 
 @torch.no_grad()
