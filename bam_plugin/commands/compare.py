@@ -13,6 +13,7 @@ always among them.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +64,8 @@ def _before_after(args: argparse.Namespace) -> int:
 
     One bad picture does not stop the rest: it is listed at the end and makes the exit code 1.
     """
-    from bam_plugin.data.images import encode_png
     from bam_plugin.files import atomic_path
+    from bam_plugin.pictures.bgr import encode_png
     from bam_plugin.upscale.batch_progress import explain_failure, list_failures
     from bam_plugin.upscale.before_after import before_after_page, before_after_sheet, enlarge_both
     from bam_plugin.upscale.plan import find_inputs
@@ -75,7 +76,7 @@ def _before_after(args: argparse.Namespace) -> int:
     if output.suffix.lower() != wanted or output.is_dir():
         raise BamError(f"expected an --output ending in {wanted}, found {output}.")
     sources = find_inputs(args.input, output=output)
-    if any(source.path.resolve() == output.resolve() for source in sources):
+    if any(os.path.realpath(source.path) == os.path.realpath(output) for source in sources):
         raise BamError(f"{output} is an input; name another --output.")
     upscaler = Upscaler(args.model, scale=args.scale)
     pictures, failures = [], []
@@ -98,8 +99,9 @@ def _before_after(args: argparse.Namespace) -> int:
 
 def _measured_sheet(args: argparse.Namespace) -> int:
     """Draw the sheet and print its values as a table."""
-    from bam_plugin.data.images import encode_png, list_images
+    from bam_plugin.data.images import list_images
     from bam_plugin.files import atomic_path
+    from bam_plugin.pictures.bgr import encode_png
     from bam_plugin.upscale.sheet import draw_sheet
 
     if args.scale is None or args.scale < 2 or args.box_size < 8:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bam_plugin.files import remove_abandoned
 from bam_plugin.packed.precision import FLOAT, PRECISIONS
+from bam_plugin.pictures.formats import lossy_formats, written_formats
 from bam_plugin.pictures.read import MAX_PIXELS
 from bam_plugin.pictures.write import DEFAULT_QUALITY
 from bam_plugin.upscale.batch_progress import BatchProgress, explain_failure, list_failures
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add = parser.add_argument
+    add, lossy = parser.add_argument, " and ".join(lossy_formats())
     add("-i", "--input", nargs="+", required=True, metavar="IN", help="picture files, folders or patterns ('*.jpg')")
     add("-o", "--output", required=True, type=Path, metavar="OUT", help="a folder, or a file name for one picture")
     add("-m", "--model", metavar="MODEL", help="packed file or name of a shipped network (default: the shipped one)")
@@ -40,8 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-j", "--threads", type=_positive, help="threads to use (default: all processors)")
     add("--isa", help="instruction set to use (default: the best this processor has)")
     add("--precision", choices=PRECISIONS, default=FLOAT, help="of the float layers, if the file offers it (fp32)")
-    add("--ext", choices=["auto", "png", "jpg", "webp"], default="auto", help="format of the results (default: auto)")
-    add("--quality", type=_quality, default=DEFAULT_QUALITY, help="1 to 100 for jpg and webp (default: %(default)s)")
+    add("--ext", choices=["auto", *written_formats()], default="auto", help="format of the results (default: auto)")
+    add("--quality", type=_quality, default=DEFAULT_QUALITY, help=f"1 to 100 for {lossy} (default: %(default)s)")
     add("--suffix", default="", help="text put behind each result's name")
     add("--recursive", action="store_true", help="look into the folders of a folder, and keep their tree")
     add("--skip-existing", action="store_true", help="leave out pictures whose result is there")

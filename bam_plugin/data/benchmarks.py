@@ -22,12 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from bam_plugin.data.dataset_writer import DatasetWriter, fingerprint, refuse_existing
-from bam_plugin.data.images import IMAGE_SUFFIXES, encode_png, read_image, unique_keys
+from bam_plugin.data.images import read_image, unique_keys
 from bam_plugin.data.pairs import TooSmallError, downscale
 from bam_plugin.data.parallel import LeftOut, write_dataset
 from bam_plugin.data.storage import Entry
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.bgr import MAX_PIXELS, encode_png
+from bam_plugin.pictures.formats import ENDINGS
 from bam_plugin.pictures.imresize import mod_crop
+from bam_plugin.pictures.read import probe_picture
 
 # Name -> (other names in use, number of images).
 BENCHMARKS: dict[str, tuple[tuple[str, ...], int]] = {
@@ -171,11 +174,11 @@ def _read_benchmark_image(path: Path, name: str) -> np.ndarray:
 
 def _hr_files(folder: Path) -> list[Path]:
     """The HR files directly in `folder`: those marked HR or GT if any is, else all that are not marked LR."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
     marked = [path for path in files if _HR_SUFFIX.search(path.stem)]
     return marked or [path for path in files if not _LR_NAME.search(path.stem)]
 
 
 def _pixels(path: Path) -> int:
-    height, width = read_image(path).shape[:2]
-    return height * width
+    info = probe_picture(path, max_pixels=MAX_PIXELS)
+    return info.height * info.width

@@ -1,85 +1,63 @@
-"""Reading image files of any kind into the one kind that training and testing use, and naming them.
-
-Inside this package images are (H, W, 3) or (H, W) uint8 arrays in OpenCV's channel order (BGR): they go from file to
-file. What is not like that is converted in one documented way: 16 bits are rounded to 8 (v / 257), alpha is dropped
-and the stored colours are kept, EXIF rotation is applied, grey becomes three equal channels unless `keep_grey`.
-"""
+"""Finding image files, reading them into the one kind that training and testing use (`pictures.bgr`), naming them."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from bam_plugin.errors import BamError
+from bam_plugin.pictures.bgr import MAX_PIXELS, to_bgr
+from bam_plugin.pictures.errors import PictureAccessError, UnsupportedPictureError
+from bam_plugin.pictures.formats import ENDINGS
+from bam_plugin.pictures.read import Picture, decode_picture, read_picture
 
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 # LMDB allows 511 bytes; a sub-image number and a file suffix are still added to a key.
 _MAX_KEY = 200
 
 
-class ImageReadError(BamError):
-    """A file is not an image that can be read."""
-
-
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All image files below `folder` (by suffix, hidden ones left out), sorted by their path.
+    """All image files below `folder` (by name ending, hidden ones left out), sorted by their path.
 
-    Raises ImageReadError when the folder is missing or holds no image.
+    Raises PictureAccessError when the folder is missing or holds no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ImageReadError(f"expected a folder of images, found no folder at {folder}: check the path.")
+        raise PictureAccessError(f"expected a folder of images, found no folder at {folder}: check the path.")
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        if path.suffix.lower() in ENDINGS
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
-        raise ImageReadError(f"no image in {folder}: expected files that end with {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise PictureAccessError(f"no image in {folder}: expected files that end with {', '.join(sorted(ENDINGS))}.")
     return found
 
 
 def read_image(path: str | os.PathLike, *, keep_grey: bool = False) -> np.ndarray:
     """Read `path` as uint8: (H, W, 3) BGR, or (H, W) for a single-channel file when `keep_grey`.
 
-    Raises ImageReadError when the file cannot be opened or decoded, or holds float values.
+    Raises PictureError when the file cannot be opened or decoded, or holds float values.
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageReadError(f"cannot read {path}: {error.strerror}.") from error
-    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR if keep_grey else cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    except cv2.error:
-        image = None
-    if image is None or _is_cut_jpeg(content):
-        raise ImageReadError(f"{path} is not a readable image (damaged, cut short or of another kind).")
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if image.dtype != np.uint8:
-        raise ImageReadError(f"{path} holds {image.dtype} values: expected 8 or 16 bits, convert it first.")
-    return image
+    return _as_bgr(read_picture(path, max_pixels=MAX_PIXELS), path, keep_grey)
 
 
-def encode_png(image: np.ndarray, *, level: int = 1) -> bytes:
-    """PNG bytes of an (H, W) or (H, W, 3) BGR uint8 image; level 0..9 trades time for size."""
-    done, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])
-    if not done:
-        raise ImageReadError(f"OpenCV cannot encode an image of shape {image.shape} as PNG.")
-    return content.tobytes()
+def decode_image(content: bytes, *, where: str, keep_grey: bool = False) -> np.ndarray:
+    """The same for the bytes of a file; `where` names them in errors."""
+    return _as_bgr(decode_picture(content, where=where, max_pixels=MAX_PIXELS), where, keep_grey)
+
+
+def _as_bgr(picture: Picture, where: str | os.PathLike, keep_grey: bool) -> np.ndarray:
+    try:
+        return to_bgr(picture, keep_grey=keep_grey)
+    except UnsupportedPictureError as error:
+        raise UnsupportedPictureError(f"{where}: {error}") from None
 
 
 def unique_keys(paths: Iterable[str | os.PathLike]) -> dict[Path, str]:
@@ -94,22 +72,6 @@ def unique_keys(paths: Iterable[str | os.PathLike]) -> dict[Path, str]:
         for path in _not_unique(keys):
             keys[path] = longer(path)
     return keys
-
-
-def _is_cut_jpeg(content: bytes) -> bool:
-    """Whether a JPEG file ends within its picture, which OpenCV 4 decodes with a grey rest.
-
-    A whole one has an end marker after its last scan; where that is not so, data may have been appended, and Pillow's
-    strict decoder decides.
-    """
-    if not content.startswith(b"\xff\xd8") or content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda"):
-        return False
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return True
-    return False
 
 
 def _not_unique(keys: dict[Path, str]) -> Sequence[Path]:

@@ -21,8 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from bam_plugin.data.benchmarks import find_benchmarks, find_hr_images
-from bam_plugin.data.images import ImageReadError, read_image
+from bam_plugin.data.images import read_image
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.errors import PictureError
 
 # Pictures are compared at this longer side (pixels), with at most so many neighbourhoods each.
 _SIDE = 512
@@ -60,7 +61,7 @@ class BenchmarkIndex:
         self._descriptors = [descriptors for _, descriptors in features]
 
     def find(self, path: Path) -> Overlap | None:
-        """The benchmark image that the image `path` shares most with, or None. Raises ImageReadError."""
+        """The benchmark image that the image `path` shares most with, or None. Raises PictureError."""
         picture = _grey(path)
         points, descriptors = _features(picture)
         best: Overlap | None = None
@@ -105,7 +106,7 @@ def find_overlaps(
     def find(path: Path) -> Overlap | None:
         try:
             return index.find(path)
-        except ImageReadError:
+        except PictureError:
             return None
 
     with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.data.images import encode_png
 from bam_plugin.data.storage import Entry
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.bgr import encode_png
 from bam_plugin.pictures.imresize import imresize, mod_crop
 
 

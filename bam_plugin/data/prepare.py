@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
 from bam_plugin.data.benchmarks import PreparedBenchmark, prepare_benchmark
 from bam_plugin.data.dataset_writer import DatasetWriter, fingerprint, refuse_existing
 from bam_plugin.data.images import list_images, read_image, unique_keys
@@ -25,6 +23,8 @@ from bam_plugin.data.parallel import LeftOut, write_dataset
 from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space, require_lmdb
 from bam_plugin.errors import BamError
 from bam_plugin.files import atomic_path
+from bam_plugin.pictures.bgr import MAX_PIXELS
+from bam_plugin.pictures.read import probe_picture
 
 # The folders of `prepare_classic`.
 _CLASSIC = ("T91", "BSDS400", "CC0_photos")
@@ -260,7 +260,7 @@ def _places(root: Path, name: str, scales: Sequence[int], *, whole: bool, store:
 
 
 def _upper_bounds(paths: Sequence[Path], grid: Grid, scales: Sequence[int]) -> tuple[dict[str, int], int]:
-    """({collection: most bytes its PNGs can have}, number of sub-images), mostly from the image headers alone."""
+    """({collection: most bytes its PNGs can have}, number of sub-images), from the image headers alone."""
     pixels = entries = 0
     for path in paths:
         try:
@@ -276,13 +276,8 @@ def _upper_bounds(paths: Sequence[Path], grid: Grid, scales: Sequence[int]) -> t
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(height, width), by decoding the image only where its header does not tell."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, Image.DecompressionBombError):
-        height, width = read_image(path).shape[:2]
-        return height, width
+    info = probe_picture(path, max_pixels=MAX_PIXELS)
+    return info.height, info.width
 
 
 def _bytes_on_disk(

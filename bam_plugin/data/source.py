@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
-from bam_plugin.data.images import ImageReadError, list_images, read_image
+from bam_plugin.data.images import decode_image, list_images, read_image
 from bam_plugin.data.storage import StorageError, close_lmdb, open_lmdb, read_meta_info
+from bam_plugin.pictures.bgr import MAX_PIXELS
+from bam_plugin.pictures.errors import PictureError
+from bam_plugin.pictures.read import probe_picture
 
 
 class ImageSource:
@@ -34,11 +35,8 @@ class ImageSource:
         """(height, width) of an image, without decoding it."""
         if self._is_lmdb:
             return self._shapes[key][:2]
-        try:
-            with Image.open(self._files[key]) as image:
-                return image.height, image.width
-        except OSError as error:
-            raise ImageReadError(f"{self._files[key]} is not a readable image: {error}.") from error
+        info = probe_picture(self._files[key], max_pixels=MAX_PIXELS)
+        return info.height, info.width
 
     def read(self, key: str, *, keep_grey: bool = False) -> np.ndarray:
         """The image as uint8 BGR (H, W, 3), or (H, W) for a single-channel one when `keep_grey`."""
@@ -48,11 +46,10 @@ class ImageSource:
             content = transaction.get(key.encode("ascii"))
             if content is None:
                 raise StorageError(f"{self.path} lacks the key {key} that its meta_info.txt lists: prepare it anew.")
-            flags = cv2.IMREAD_ANYCOLOR if keep_grey else cv2.IMREAD_COLOR
-            image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-        if image is None:
-            raise StorageError(f"the image {key} in {self.path} is damaged: prepare it anew.")
-        return image
+            try:
+                return decode_image(bytes(content), where=f"{self.path}: {key}", keep_grey=keep_grey)
+            except PictureError as error:
+                raise StorageError(f"the image {key} in {self.path} is damaged: prepare it anew ({error}).") from error
 
     def close(self) -> None:
         """Close the LMDB; reading opens it again."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-import re
 
 import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageFile
 
 from bam_plugin.pictures.errors import UnsupportedPictureError
+from bam_plugin.pictures.formats import WHITE_16, format_of
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -24,22 +24,7 @@ def has_alpha(image: Image.Image) -> bool:
 
 def is_deep(image: ImageFile.ImageFile) -> bool:
     """More than 8 bits a channel by the header. Pillow itself reads 16-bit RGB as 8 bits without a word."""
-    if image.mode in ("F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
-        return True
-    if image.format == "PNG":
-        # The raw mode of the decoder names the file's depth: "RGB;16B", "LA;16B", ...
-        return any("16" in str(tile[3]) for tile in image.tile)
-    if image.format == "TIFF":
-        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
-        return max(bits if isinstance(bits, tuple) else (bits,)) > 8
-    if image.format == "PPM":
-        return any("ppm" in str(tile[0]) and _ppm_depth(tile) > 255 for tile in image.tile)
-    return False
-
-
-def _ppm_depth(tile) -> int:
-    arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    return max((value for value in arguments if isinstance(value, int)), default=255)
+    return image.mode in ("F", "I", "I;16", "I;16B", "I;16L", "I;16N") or format_of(image.format).is_deep(image)
 
 
 def decode(
@@ -58,13 +43,13 @@ def decode(
 def _pixels(image: Image.Image, notes: list[str], path: str | os.PathLike) -> np.ndarray:
     """Pixels of 8-bit and float pictures, (H, W, C)."""
     mode = image.mode
-    if mode in ("I", "F") and image.format == "TIFF":
+    if mode in ("I", "F"):
         pixels = np.asarray(image)
         if mode == "I" or not (pixels.min() >= 0 and pixels.max() <= 1):
             kind = "32-bit integer" if mode == "I" else "float"
             raise UnsupportedPictureError(
-                f"{path}: a {kind} TIFF has no defined white; float values in [0, 1] or 16-bit integers were expected, "
-                f"found {pixels.min():g} to {pixels.max():g}"
+                f"{path}: a {kind} {image.format} has no defined white; float values in [0, 1] or 16-bit integers were "
+                f"expected, found {pixels.min():g} to {pixels.max():g}"
             )
         return pixels.astype(np.float32)[:, :, None]
     if mode == "CMYK":
@@ -99,15 +84,13 @@ def _deep_pixels(image: Image.Image, content: bytes, raw_mode: str) -> np.ndarra
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint16)[:, :, None]
         return grey if "transparency" not in image.info else _keyed_alpha(grey, image.info["transparency"])
-    if image.mode == "I" and image.format == "TIFF":
-        return None
     decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None:
+    if decoded is None and image.mode != "I":
         raise ValueError("the 16-bit pixels cannot be decoded")
-    if decoded.dtype != np.uint16:
+    if decoded is None or decoded.dtype != np.uint16:
         return None
-    if image.format == "PPM" and (depth := _ppm_maximum(content)) != 65535:
-        decoded = np.rint(np.minimum(decoded, depth) * (65535.0 / depth)).astype(np.uint16)
+    if (white := format_of(image.format).white(content)) != WHITE_16:
+        decoded = np.rint(np.minimum(decoded, white) * (float(WHITE_16) / white)).astype(np.uint16)
     if decoded.ndim == 2:
         return decoded[:, :, None]
     if decoded.shape[2] == 4 and raw_mode.startswith("LA"):
@@ -120,10 +103,3 @@ def _keyed_alpha(grey: np.ndarray, key: int) -> np.ndarray:
     """Grey with one transparent value (PNG tRNS) as grey + alpha."""
     alpha = np.where(grey == key, 0, 65535).astype(np.uint16)
     return np.concatenate([grey, alpha], axis=2)
-
-
-def _ppm_maximum(content: bytes) -> int:
-    """The third number of a PPM header (the value of white); comments run from # to the end of the line."""
-    header = re.sub(rb"#[^\n]*\n", b" ", content[:4096])
-    numbers = re.match(rb"P\d\s+\d+\s+\d+\s+(\d+)", header)
-    return max(1, int(numbers.group(1))) if numbers else 65535

@@ -15,7 +15,6 @@ from typing import BinaryIO
 import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_SIDE = 2**31 - 1
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _STRIP_BYTES = 1 << 18  # of raw pixels filtered at a time; the temporaries are a few times this
 

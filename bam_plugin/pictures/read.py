@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -29,29 +31,22 @@ from bam_plugin.pictures.errors import (
     PictureTooLargeError,
     UnknownPictureError,
 )
-
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF")
-"""Pillow's names of the decoders that may run. The list keeps rare ones (EPS starts Ghostscript) out of reach."""
-
-_ENDINGS = "png apng jpg jpeg jpe jfif mpo webp tif tiff bmp dib gif ppm pgm pbm pnm avif"
-EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
-"""Lower-case name endings that mark a picture when a folder is searched."""
+from bam_plugin.pictures.formats import FORMATS, PictureFormat, decoder_names, format_of
 
 MAX_PIXELS = 100_000_000
 """Pictures of more pixels are refused unless the caller raises the limit (a decompression bomb is small on disk)."""
 
 _ORIENTATION = 0x0112
-_ANIMATED = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
 _pillow_limit = threading.Lock()
 
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What a header tells: size in pixels after EXIF rotation, Pillow's format name, and what the pixels carry."""
+    """What a header tells: size in pixels after EXIF rotation, format, and what the pixels carry."""
 
     width: int
     height: int
-    format: str
+    format: PictureFormat
     alpha: bool
     deep: bool
     """More than 8 bits a channel."""
@@ -62,7 +57,7 @@ class Picture:
     """A decoded picture: `pixels` is (H, W, C) uint8, uint16 or float32; C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA."""
 
     pixels: np.ndarray
-    format: str
+    format: PictureFormat
     icc_profile: bytes | None = None
     exif: bytes | None = None
     """EXIF block ready for another file: orientation, thumbnail and maker notes removed."""
@@ -76,13 +71,11 @@ def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> P
     """Read only the header of a picture file. Raises `PictureError`."""
     with _open(_checked(path), path, max_pixels) as image, _decoding(path):
         width, height = image.size
-        # Pillow gives a TIFF's size as turned; and asking a PNG without an early EXIF block would decode all of it.
-        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        turned = known and _orientation(image) >= 5
+        turned = format_of(image.format).turns_later(image) and _orientation(image) >= 5
         return PictureInfo(
             width=height if turned else width,
             height=width if turned else height,
-            format=image.format or "?",
+            format=format_of(image.format),
             alpha=has_alpha(image),
             deep=is_deep(image),
         )
@@ -94,30 +87,37 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
         content = _checked(path).read_bytes()
     except OSError as error:
         raise PictureAccessError(f"{path}: cannot be read ({error.strerror or error})") from error
-    with _open(io.BytesIO(content), path, max_pixels) as image, _decoding(path):
-        picture = Picture(pixels=np.empty((0, 0, 1), np.uint8), format=image.format or "?")
+    return decode_picture(content, where=path, max_pixels=max_pixels)
+
+
+def decode_picture(content: bytes, *, where: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The `Picture` that the bytes of a file hold; `where` names them in errors. Raises `PictureError`."""
+    with _open(io.BytesIO(content), where, max_pixels) as image, _decoding(where):
+        format = format_of(image.format)
+        picture = Picture(pixels=np.empty((0, 0, 1), np.uint8), format=format)
         deep, raw_mode = is_deep(image), str(image.tile[0][3]) if image.tile else ""  # known until it is loaded
-        frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+        frames = getattr(image, "n_frames", 1) if format.animated else 1
         if frames > 1:
             picture.notes.append(f"only the first of {frames} frames is used")
         image.load()
         orientation = _orientation(image)  # a PNG may carry its EXIF block behind the pixels
         # CMYK is converted by its profile, which does not describe the result.
-        picture.icc_profile = (image.info.get("icc_profile") or None) if image.mode != "CMYK" else None
+        picture.icc_profile = _profile(image, picture.notes) if image.mode != "CMYK" else None
         picture.exif = _portable_exif(image, picture)
-        if picture.icc_profile is None and image.format == "PNG":
-            picture.png_colour = _png_colour(content)
-        pixels = decode(image, content, deep=deep, raw_mode=raw_mode, notes=picture.notes, path=path)
+        if picture.icc_profile is None:
+            picture.png_colour = format.colour_chunks(content)
+        pixels = decode(image, content, deep=deep, raw_mode=raw_mode, notes=picture.notes, path=where)
         picture.pixels = _rotated(pixels, orientation)
     _drop_foreign_profile(picture)
     return picture
 
 
 def check_array(image: np.ndarray) -> np.ndarray:
-    """Return a picture array as (H, W, C) without copying; raise `PictureArrayError` for anything else.
+    """Return a picture array as a plain one (H, W, C) without copying; raise `PictureArrayError` for anything else.
 
     Accepted: (H, W) or (H, W, 1..4), at least one pixel, uint8, uint16, or float32 with all values in [0, 1]. The data
-    type alone tells the range.
+    type alone tells the range. A subclass of arrays (`np.matrix`, `np.memmap`) counts as the array that it holds; a
+    masked array must not have masked pixels.
     """
     # No conversion: the range of a list's numbers could only be guessed.
     if not isinstance(image, np.ndarray):
@@ -125,6 +125,12 @@ def check_array(image: np.ndarray) -> np.ndarray:
             f"a picture is a NumPy array or the path of a file, found {type(image).__name__}; make it an array whose "
             "type tells the range, for example with numpy.asarray(x, dtype='uint8')"
         )
+    if np.ma.is_masked(image):
+        raise PictureArrayError(
+            "a picture has a value for each pixel, found a masked array with masked pixels; give them one, for example "
+            "with x.filled(0), or make an alpha channel of the mask"
+        )
+    image = np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise PictureArrayError(
             f"pictures are uint8, uint16 or float32 arrays, found {image.dtype}; "
@@ -149,7 +155,7 @@ def check_array(image: np.ndarray) -> np.ndarray:
 @functools.cache
 def _decoders() -> list[str]:
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return [name for name in decoder_names() if name in Image.OPEN]
 
 
 def _checked(path: str | os.PathLike) -> Path:
@@ -167,32 +173,38 @@ def _checked(path: str | os.PathLike) -> Path:
 def _open(source: Path | io.BytesIO, path: str | os.PathLike, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
     """Open with Pillow, which reads the header, and check the size before any pixel is decoded."""
     with _decoding(path), _pillow_limit:
-        # Pillow's own limit is a module variable; ours is an argument, so Pillow's is out of the way for this moment.
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        # Pillow checks sizes before it allocates, by a limit in a module variable: it refuses more than twice of that.
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, math.ceil(max_pixels / 2)
         try:
             image = Image.open(source, formats=_decoders())
         except Image.UnidentifiedImageError as error:
             raise UnknownPictureError(
                 f"{path}: the content is no picture of a known format ({', '.join(FORMATS)})"
             ) from error
+        except Image.DecompressionBombError as error:
+            found = re.search(r"\((\d+) pixels\)", str(error))
+            raise _too_large(path, int(found[1]) if found else None, max_pixels) from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
     with image:
         if image.width * image.height > max_pixels:
-            raise PictureTooLargeError(
-                f"{path}: {image.width} x {image.height} pixels ({image.width * image.height / 1e6:.1f} megapixels) "
-                f"exceed the limit of {max_pixels / 1e6:g} megapixels; raise the limit (--max-megapixels, max_pixels=) "
-                "if you trust the file"
-            )
+            raise _too_large(path, image.width * image.height, max_pixels)
         yield image
+
+
+def _too_large(path: str | os.PathLike, pixels: int | None, max_pixels: int) -> PictureTooLargeError:
+    found = f"{pixels / 1e6:.1f} megapixels exceed" if pixels else "the size that it announces exceeds"
+    return PictureTooLargeError(
+        f"{path}: {found} the limit of {max_pixels / 1e6:g} megapixels; "
+        "raise the limit (--max-megapixels, max_pixels=) if you trust the file"
+    )
 
 
 @contextlib.contextmanager
 def _decoding(path: str | os.PathLike) -> Iterator[None]:
     """Turn whatever a decoder throws at a broken file into a named error, and keep its warnings off the terminal."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             yield
     except BamError:
         raise
@@ -201,6 +213,37 @@ def _decoding(path: str | os.PathLike) -> Iterator[None]:
     except (Exception, Image.DecompressionBombError) as error:
         # Decoders of untrusted bytes throw nearly anything (struct.error, SyntaxError, OSError, IndexError, ...).
         raise DamagedPictureError(f"{path}: the picture is damaged or cut short ({error})") from error
+
+
+class _Quiet:
+    """Keeps Pillow's warnings off the terminal while one thread or several decode.
+
+    The list of filters belongs to the process, so the first thread that enters changes it and the last one that leaves
+    restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._filters = warnings.catch_warnings()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\..*")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
 
 
 def _orientation(image: Image.Image) -> int:
@@ -239,19 +282,13 @@ def _portable_exif(image: Image.Image, picture: Picture) -> bytes | None:
         return None
 
 
-def _png_colour(content: bytes) -> dict[bytes, bytes]:
-    """The chunks gAMA, cHRM and sRGB of a PNG file that Pillow has decoded."""
-    found: dict[bytes, bytes] = {}
-    position = 8
-    while position + 8 <= len(content):
-        length = int.from_bytes(content[position : position + 4], "big")
-        name = content[position + 4 : position + 8]
-        if name == b"IDAT":
-            break
-        if name in (b"gAMA", b"cHRM", b"sRGB"):
-            found[name] = content[position + 8 : position + 8 + length]
-        position += 12 + length
-    return found
+def _profile(image: Image.Image, notes: list[str]) -> bytes | None:
+    """The ICC profile; a TIFF may store it under a type that is no bytes."""
+    profile = image.info.get("icc_profile") or None
+    if profile is None or isinstance(profile, bytes):
+        return profile
+    notes.append("the ICC profile is broken and was left out")
+    return None
 
 
 def _drop_foreign_profile(picture: Picture) -> None:

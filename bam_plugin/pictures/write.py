@@ -1,11 +1,12 @@
-"""Writes an enlarged picture band by band as PNG, JPEG or WebP, with the metadata of the picture it came from.
+"""Writes an enlarged picture band by band in the formats that have an encoder, with the metadata that it came with.
 
-PNG is streamed and keeps everything (alpha, 16 bits). JPEG and WebP encoders want the whole picture, so the bands are
+PNG is streamed and keeps everything (alpha, 16 bits). The other encoders want the whole picture, so the bands are
 pasted into one Pillow image, the only copy. What a format cannot hold is said in a note, never dropped silently.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +16,11 @@ import numpy as np
 from PIL import Image
 
 from bam_plugin.pictures.errors import PictureWriteError
-from bam_plugin.pictures.png_stream import MAX_SIDE, PngStream
+from bam_plugin.pictures.formats import PNG, Encoder, PictureFormat, written_endings, written_formats
+from bam_plugin.pictures.png_stream import PngStream
 from bam_plugin.pictures.read import Picture, PictureInfo
 
-OUTPUT_FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-"""File name endings that can be written, and their format."""
-
 DEFAULT_QUALITY = 95
-LONGEST_SIDE = {"png": MAX_SIDE, "jpg": 65535, "webp": 16383}
-MAX_WEBP_PIXELS = 80_000_000
-"""Larger results are not made WebP: its encoder takes the picture as a whole, and 1.3 GB for one of this size."""
-
-# A pixel, measured. PNG is streamed, Pillow holds a colour pixel in 4 bytes; WebP takes 13 to 16, the more the noisier.
-_ENCODER_BYTES = {"png": 0, "jpg": 4, "webp": 16}
-_JPEG_SEGMENT = 65533  # bytes that one marker segment holds
 
 
 class PictureWriter(Protocol):
@@ -47,7 +39,7 @@ class PictureWriter(Protocol):
 class Encoding:
     """How a picture will be stored: format, size (H, W, C) and data type, metadata, and what a person should know."""
 
-    format: str
+    format: PictureFormat
     shape: tuple[int, int, int]
     dtype: type
     icc_profile: bytes | None
@@ -55,66 +47,78 @@ class Encoding:
     png_colour: Mapping[bytes, bytes]
     notes: tuple[str, ...]
 
+    @property
+    def encoder(self) -> Encoder:
+        """The record of the format's encoder."""
+        return _encoder(self.format)
 
-def automatic_format(info: PictureInfo, *, width: int, height: int) -> str:
-    """The format that suits an enlarged picture of `width` x `height`: JPEG and WebP stay what they are, else PNG.
 
-    PNG also where the others cannot (alpha in a JPEG, more than 8 bits, a side beyond the format's longest), and for a
-    WebP so large that its encoder would need more memory than all the rest.
+def automatic_format(info: PictureInfo, *, width: int, height: int) -> PictureFormat:
+    """The format that suits an enlarged picture of `width` x `height`: its own where it can be written, else PNG.
+
+    PNG also where its own cannot hold it (alpha in a JPEG, more than 8 bits, a side beyond the format's longest, more
+    pixels than its encoder is given).
     """
-    name = {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}.get(info.format, "png")
-    if info.deep or max(width, height) > LONGEST_SIDE[name] or (info.alpha and name == "jpg"):
-        return "png"
-    if name == "webp" and width * height > MAX_WEBP_PIXELS:
-        return "png"
-    return name
+    format = written_formats().get(info.format.name, PNG)
+    encoder = _encoder(format)
+    lost = (info.deep and not encoder.deep) or (info.alpha and not encoder.alpha)
+    return PNG if lost or _too_large(encoder, width, height) else format
 
 
-def format_of_name(path: Path) -> str:
-    """The format that a file name asks for. Raises `PictureWriteError` for an ending that is not written here."""
+def format_named(name: str) -> PictureFormat:
+    """The format `name` that results are written in. Raises `PictureWriteError` for another one."""
     try:
-        return OUTPUT_FORMATS[path.suffix.lower()]
+        return written_formats()[name]
     except KeyError:
         raise PictureWriteError(
-            f"{path}: pictures are written as {', '.join(OUTPUT_FORMATS)}, found the ending {path.suffix!r}"
+            f"the format {name!r} cannot be written; expected one of {', '.join(written_formats())}"
         ) from None
 
 
-def plan_encoding(format: str, picture: Picture, *, width: int, height: int) -> Encoding:
+def format_of_name(path: Path) -> PictureFormat:
+    """The format that a file name asks for. Raises `PictureWriteError` for an ending that is not written here."""
+    try:
+        return written_endings()[path.suffix.lower()]
+    except KeyError:
+        raise PictureWriteError(
+            f"{path}: pictures are written as {', '.join(written_endings())}, found the ending {path.suffix!r}"
+        ) from None
+
+
+def plan_encoding(format: PictureFormat, picture: Picture, *, width: int, height: int) -> Encoding:
     """Decide how `picture`, enlarged to `width` x `height`, is stored, and say what gets lost.
 
     Raises `PictureWriteError` when the format cannot hold that size.
     """
+    encoder, name = _encoder(format), format.name
     channels, dtype = picture.pixels.shape[2], picture.pixels.dtype
-    if max(width, height) > LONGEST_SIDE[format]:
+    if max(width, height) > encoder.longest_side:
         raise PictureWriteError(
-            f"{format} holds at most {LONGEST_SIDE[format]} pixels a side, the result has {width} x {height}; "
+            f"{name} holds at most {encoder.longest_side} pixels a side, the result has {width} x {height}; "
             "write a png or use a smaller --scale"
         )
-    if format == "webp" and width * height > MAX_WEBP_PIXELS:
+    if _too_large(encoder, width, height):
+        assert encoder.most_pixels is not None
         needed = encoder_bytes(format, width=width, height=height) / 1e9
         raise PictureWriteError(
-            f"webp is written up to {MAX_WEBP_PIXELS / 1e6:g} megapixels, for its encoder takes the whole picture; the "
-            f"result has {width} x {height} pixels and would need {needed:.1f} GB: write a png (streamed) or a jpg"
+            f"{name} is written up to {encoder.most_pixels / 1e6:g} megapixels, for its encoder takes it as a whole; "
+            f"the result has {width} x {height} pixels and would need {needed:.1f} GB: write a png (streamed) or a jpg"
         )
     notes = []
-    if format == "png":
-        stored = np.uint8 if dtype == np.uint8 else np.uint16
-        if dtype == np.float32:
-            notes.append("float values are stored as 16-bit integers")
-    else:
-        stored = np.uint8
-        if dtype != np.uint8:
-            notes.append(f"{format} holds 8 bits: the result has 8 bits a channel")
-        if format == "jpg" and channels in (2, 4):
-            notes.append("jpg holds no transparency: the picture is laid on white")
+    stored = np.uint16 if encoder.deep and dtype != np.uint8 else np.uint8
+    if not encoder.deep and dtype != np.uint8:
+        notes.append(f"{name} holds 8 bits: the result has 8 bits a channel")
+    elif dtype == np.float32:
+        notes.append("float values are stored as 16-bit integers")
+    if not encoder.alpha and channels in (2, 4):
+        notes.append(f"{name} holds no transparency: the picture is laid on white")
     profile, exif = picture.icc_profile, picture.exif
-    if profile and format == "webp" and channels < 3:
+    if profile and not encoder.grey and channels < 3:
         profile = None
-        notes.append("webp stores grey as RGB: the ICC profile for grey was left out")
-    if exif and format == "jpg" and len(exif) > _JPEG_SEGMENT:
+        notes.append(f"{name} stores grey as RGB: the ICC profile for grey was left out")
+    if exif and encoder.most_exif is not None and len(exif) > encoder.most_exif:
         exif = None
-        notes.append("the EXIF block is too large for a jpg and was left out")
+        notes.append(f"the EXIF block is too large for a {name} and was left out")
     return Encoding(
         format=format,
         shape=(height, width, channels),
@@ -126,16 +130,27 @@ def plan_encoding(format: str, picture: Picture, *, width: int, height: int) -> 
     )
 
 
-def encoder_bytes(format: str, *, width: int, height: int) -> int:
+def encoder_bytes(format: PictureFormat, *, width: int, height: int) -> int:
     """Bytes that the writer of a picture of this size needs: nearly none for a PNG."""
-    return _ENCODER_BYTES[format] * width * height
+    return _encoder(format).memory * width * height
 
 
 def open_writer(path: Path, encoding: Encoding, *, quality: int = DEFAULT_QUALITY) -> PictureWriter:
-    """Start the file `path`; `quality` 1..100 is for jpg and webp."""
-    if encoding.format == "png":
+    """Start the file `path`; `quality` 1..100 is for the formats that lose detail."""
+    if encoding.encoder.pillow is None:
         return _PngFile(path=path, encoding=encoding)
     return _PillowFile(path=path, encoding=encoding, quality=quality)
+
+
+def _encoder(format: PictureFormat) -> Encoder:
+    if format.encoder is None:
+        raise PictureWriteError(f"{format.name} is read, not written; expected one of {', '.join(written_formats())}")
+    return format.encoder
+
+
+def _too_large(encoder: Encoder, width: int, height: int) -> bool:
+    too_many = encoder.most_pixels is not None and width * height > encoder.most_pixels
+    return too_many or max(width, height) > encoder.longest_side
 
 
 class _PngFile:
@@ -169,10 +184,10 @@ class _PillowFile:
     def __init__(self, *, path: Path, encoding: Encoding, quality: int):
         self._path, self._encoding, self._quality = path, encoding, quality
         height, width, channels = encoding.shape
-        if encoding.format == "webp":
-            mode = "RGBA" if channels in (2, 4) else "RGB"
+        if encoding.encoder.alpha and channels in (2, 4):
+            mode = "RGBA"
         else:
-            mode = "L" if channels < 3 else "RGB"
+            mode = "L" if encoding.encoder.grey and channels < 3 else "RGB"
         self._image = Image.new(mode, (width, height))
         self._row = 0
 
@@ -193,10 +208,13 @@ class _PillowFile:
         self._row += len(rows)
 
     def _save(self) -> None:
-        options: dict = {"quality": self._quality, "icc_profile": self._encoding.icc_profile}
+        encoder = self._encoding.encoder
+        options = {**encoder.options, "icc_profile": self._encoding.icc_profile}
+        if encoder.quality:
+            options["quality"] = self._quality
         if self._encoding.exif:
             options["exif"] = self._encoding.exif
-        if self._encoding.format == "jpg":
-            # The colour planes keep their resolution: it has just been computed.
-            options["subsampling"] = "4:4:4"
-        self._image.save(self._path, {"jpg": "JPEG", "webp": "WEBP"}[self._encoding.format], **options)
+        # Not straight into the file: some of Pillow's encoders do not notice that a disk is full.
+        content = io.BytesIO()
+        self._image.save(content, encoder.pillow, **options)
+        self._path.write_bytes(content.getbuffer())

@@ -1,4 +1,4 @@
-"""Which files are upscaled and what the results are called: files, folders and patterns in, one job per picture out.
+"""Which files are upscaled and what the results are called: files, folders and patterns in, planned pictures out.
 
 A folder keeps its tree. Nothing is decided by surprise: two inputs that would be written to one file, and a result that
 would replace an input, are refused by name before anything is computed.
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bam_plugin.errors import BamError
-from bam_plugin.pictures.read import EXTENSIONS, PictureInfo, probe_picture
-from bam_plugin.pictures.write import OUTPUT_FORMATS, automatic_format, format_of_name
+from bam_plugin.pictures.formats import ENDINGS, written_endings
+from bam_plugin.pictures.read import PictureInfo, probe_picture
+from bam_plugin.pictures.write import automatic_format, format_named, format_of_name
 from bam_plugin.upscale.upscaler import OverwriteError, target_size
 
 
@@ -50,14 +51,14 @@ def find_inputs(inputs: Sequence[str], *, output: Path, recursive: bool = False)
     Folders give the files with a picture's name ending; hidden files (unfinished results among them) are passed over,
     and so is the folder `output` where it lies inside. Raises `InputError` for an input that names nothing.
     """
-    found: dict[Path, InputFile] = {}
+    found: dict[str, InputFile] = {}
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             sources = _in_folder(path, output, recursive)
             if not sources:
                 hint = "" if recursive else "; --recursive looks into its folders"
-                raise InputError(f"{path}: the folder holds no pictures ({' '.join(sorted(EXTENSIONS))}){hint}")
+                raise InputError(f"{path}: the folder holds no pictures ({' '.join(sorted(ENDINGS))}){hint}")
         elif path.exists():
             sources = [InputFile(path, Path(path.name))]
         elif glob.has_magic(name):
@@ -67,7 +68,7 @@ def find_inputs(inputs: Sequence[str], *, output: Path, recursive: bool = False)
         else:
             raise InputError(f"{path}: there is no such file or folder")
         for source in sources:
-            found.setdefault(source.path.resolve(), source)
+            found.setdefault(os.path.realpath(source.path), source)
     return list(found.values())
 
 
@@ -77,15 +78,15 @@ def plan_pictures(
     """Read each picture's header and name its result.
 
     `output` is a file when its name ends like a picture and there is one source, else a folder. A picture that cannot
-    be used becomes a job with an error; it keeps nothing from the others. Raises `InputError` for an output that
+    be used is planned with an error; it keeps nothing from the others. Raises `InputError` for an output that
     contradicts the rest.
     """
     to_file = _is_file_name(output, sources)
-    if to_file and format not in ("auto", format_of_name(output)):
+    if to_file and format not in ("auto", format_of_name(output).name):
         raise InputError(f"{output}: the name asks for another format than --ext {format}; leave one of them out")
     inputs = {os.path.realpath(source.path) for source in sources}
     taken: dict[str, Path] = {}
-    jobs = []
+    planned = []
     for source in sources:
         try:
             info = probe_picture(source.path, max_pixels=max_pixels)
@@ -98,22 +99,22 @@ def plan_pictures(
                     f"{source.path}: {destination} is already the result of {taken[real]}; rename one of the two"
                 )
             taken[real] = source.path
-            jobs.append(PlannedPicture(source.path, destination, info))
+            planned.append(PlannedPicture(source.path, destination, info))
         except BamError as error:
-            jobs.append(PlannedPicture(source.path, error=error))
-    return jobs
+            planned.append(PlannedPicture(source.path, error=error))
+    return planned
 
 
 def _in_folder(folder: Path, output: Path, recursive: bool) -> list[InputFile]:
-    skipped = output.resolve()
+    skipped = os.path.realpath(output)
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(
-            name for name in folders if recursive and name[0] != "." and Path(place, name).resolve() != skipped
+            name for name in folders if recursive and name[0] != "." and os.path.realpath(Path(place, name)) != skipped
         )
         for name in sorted(files):
             path = Path(place, name)
-            if name[0] != "." and path.suffix.lower() in EXTENSIONS:
+            if name[0] != "." and path.suffix.lower() in ENDINGS:
                 found.append(InputFile(path, path.relative_to(folder)))
     return found
 
@@ -127,7 +128,7 @@ def _by_pattern(pattern: str) -> list[InputFile]:
 
 
 def _is_file_name(output: Path, sources: Sequence[InputFile]) -> bool:
-    if output.is_dir() or output.suffix.lower() not in EXTENSIONS | set(OUTPUT_FORMATS):
+    if output.is_dir() or output.suffix.lower() not in ENDINGS | set(written_endings()):
         if output.exists() and not output.is_dir():
             raise InputError(f"{output}: is a file, a folder or a picture's name was expected")
         return False
@@ -138,8 +139,7 @@ def _is_file_name(output: Path, sources: Sequence[InputFile]) -> bool:
 
 
 def _destination(source: InputFile, info: PictureInfo, output: Path, scale: float, format: str, suffix: str) -> Path:
-    if format == "auto":
-        height, width = target_size((info.height, info.width), scale)
-        format = automatic_format(info, width=width, height=height)
+    height, width = target_size((info.height, info.width), scale)
+    chosen = automatic_format(info, width=width, height=height) if format == "auto" else format_named(format)
     # Not with_suffix: "a.b" is a stem that keeps its dot.
-    return output / source.relative.parent / f"{source.relative.stem}{suffix}.{format}"
+    return output / source.relative.parent / f"{source.relative.stem}{suffix}.{chosen.name}"

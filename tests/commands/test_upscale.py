@@ -304,6 +304,18 @@ def _wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
+def test_a_link_that_leads_nowhere_fails_alone(tmp_path, model, capsys):
+    (tmp_path / "in").mkdir()
+    _picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "in" / "first").symlink_to("second")
+    (tmp_path / "in" / "second").symlink_to("first")
+    arguments = ["upscale", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", model, "--recursive"]
+    assert main(arguments) == 1
+    assert "1 of 2 failed" in (err := capsys.readouterr().err) and "loop.png" in err
+    assert _files(tmp_path / "out") == ["a.png"]
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_run_leaves_whole_files_and_can_be_continued(tmp_path, model, sent, code):
     source, out = _many(tmp_path / "in"), tmp_path / "out"

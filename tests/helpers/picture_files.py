@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageCms
 
+from bam_plugin.pictures.formats import FORMATS, PNG
 from bam_plugin.pictures.read import Picture
 from bam_plugin.pictures.write import open_writer, plan_encoding
 
@@ -39,12 +40,12 @@ def raw_png(path: Path, pixels: np.ndarray, colour_type: int, *chunks: bytes) ->
 
 def plain_picture(pixels: np.ndarray) -> Picture:
     """A picture without anything but pixels."""
-    return Picture(pixels=pixels, format="PNG")
+    return Picture(pixels=pixels, format=PNG)
 
 
 def write_pixels(path: Path, format: str, pixels: np.ndarray, picture: Picture) -> None:
     """Write `pixels`, with what belongs to `picture`, in two pieces."""
     height, width, _ = pixels.shape
-    with open_writer(path, plan_encoding(format, picture, width=width, height=height)) as writer:
+    with open_writer(path, plan_encoding(FORMATS[format], picture, width=width, height=height)) as writer:
         writer.write(pixels[: height // 2])
         writer.write(pixels[height // 2 :])

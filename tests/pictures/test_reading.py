@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -10,10 +13,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.fuzzing import picture_seeds
 from helpers.picture_files import RGB_PROFILE, plain_picture, png_chunk, random_pixels, raw_png, write_pixels
-from PIL import Image
+from PIL import Image, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from bam_plugin.data.images import read_image
 from bam_plugin.pictures import errors as errors
+from bam_plugin.pictures.formats import ENDINGS, FORMATS, format_of
 from bam_plugin.pictures.read import check_array, probe_picture, read_picture
 
 
@@ -159,7 +166,7 @@ def test_a_profile_that_does_not_fit_is_left_out(tmp_path):
 def test_the_content_decides_not_the_name(tmp_path):
     path = tmp_path / "ünïcode 写真.png"
     Image.fromarray(random_pixels()).save(path, format="JPEG")
-    assert probe_picture(path).format == read_picture(path).format == "JPEG"
+    assert probe_picture(path).format is read_picture(path).format is FORMATS["jpg"]
 
 
 @pytest.mark.parametrize("extension", ["gif", "webp", "png", "tif"])
@@ -168,6 +175,44 @@ def test_of_several_frames_the_first_is_used_and_that_is_said(tmp_path, extensio
     frames[0].save(tmp_path / f"a.{extension}", save_all=True, append_images=frames[1:])
     picture = read_picture(tmp_path / f"a.{extension}")
     assert picture.pixels[4, 4, 0] > 200 and picture.notes == ["only the first of 3 frames is used"]
+
+
+def test_every_format_has_a_decoder_and_endings_of_its_own():
+    endings = [ending for format in FORMATS.values() for ending in format.endings]
+    assert len(endings) == len(set(endings)) and {f".{ending}" for ending in endings} == ENDINGS
+    assert all(ending == ending.lower() and "." not in ending for ending in endings)
+    for name, format in FORMATS.items():
+        assert format.name == name in format.endings
+        assert all(format_of(decoder) is format for decoder in format.decoders)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_of_every_format_is_read(tmp_path, name):
+    path = tmp_path / "a.bin"
+    pixels = np.full((9, 12, 3), (200, 60, 30), np.uint8)
+    Image.init()
+    try:
+        Image.fromarray(pixels).save(path, FORMATS[name].decoders[0])
+    except KeyError:
+        pytest.skip(f"this Pillow writes no {name}")
+    picture = read_picture(path)
+    assert picture.format is FORMATS[name] is probe_picture(path).format
+    np.testing.assert_allclose(picture.pixels.astype(int), pixels, atol=6)
+
+
+@pytest.mark.parametrize("kind", picture_seeds())
+def test_training_sees_what_opencv_reads(tmp_path, kind):
+    """The kind of image that training uses equals OpenCV's in all but the cases that `pictures.bgr` names."""
+    path = tmp_path / "a"
+    path.write_bytes(content := picture_seeds()[kind])
+    if "cmyk" in kind or kind.startswith(("GIF", "AVIF", "WEBP rgba", "TIFF rgba")):
+        assert read_image(path).dtype == np.uint8
+        return
+    for keep_grey, flag in ((False, cv2.IMREAD_COLOR), (True, cv2.IMREAD_ANYCOLOR)):
+        expected = cv2.imdecode(np.frombuffer(content, np.uint8), flag | cv2.IMREAD_ANYDEPTH)
+        if expected.dtype == np.uint16:
+            expected = np.rint(expected / 257).astype(np.uint8)
+        np.testing.assert_array_equal(read_image(path, keep_grey=keep_grey), expected)
 
 
 def test_float_tiff_in_unit_range_is_read_and_others_refused(tmp_path):
@@ -192,6 +237,54 @@ def test_sizes_are_refused_before_anything_is_decoded(tmp_path):
     with pytest.raises(errors.PictureTooLargeError):
         read_picture(tmp_path / "small.png", max_pixels=109)
     assert read_picture(tmp_path / "small.png", max_pixels=110).pixels.shape == (10, 11, 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see the largest memory")
+def test_a_frame_is_refused_before_it_is_filled(tmp_path):
+    # 42 bytes whose one frame of 40000 x 40000 pixels is to be disposed of to the background: 1.6 GB when it is opened.
+    side = 40000
+    content = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes(6)
+    content += (
+        b"\x21\xf9\x04\x08" + bytes(4) + b"\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x01\0\0\x3b"
+    )
+    (tmp_path / "bomb.gif").write_bytes(content)
+    code = (
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from bam_plugin.pictures.errors import PictureTooLargeError\n"
+        "from bam_plugin.pictures.read import probe_picture, read_picture\n"
+        "for read in (probe_picture, read_picture):\n"
+        "    try:\n"
+        "        read(sys.argv[1])\n"
+        "    except PictureTooLargeError as error:\n"
+        "        assert '1600.0 megapixels exceed the limit' in str(error), error\n"
+        "    else:\n"
+        "        raise AssertionError(read)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "bomb.gif"], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 500_000  # KiB
+
+
+def test_a_profile_that_is_no_bytes_is_left_out(tmp_path):
+    # An ICC tag of type LONG, as a broken writer makes it: Pillow gives a number.
+    directory = ImageFileDirectory_v2()
+    directory[34675] = 1234567
+    directory.tagtype[34675] = TiffTags.LONG
+    Image.fromarray(random_pixels()).save(tmp_path / "a.tif", tiffinfo=directory)
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.pixels, random_pixels())
+    assert picture.icc_profile is None and picture.notes == ["the ICC profile is broken and was left out"]
+
+
+def test_threads_that_decode_leave_the_filters_of_warnings_alone(tmp_path):
+    Image.fromarray(random_pixels(200, 200)).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read_picture(tmp_path / "a.png"), range(200)))
+    assert warnings.filters == before
 
 
 def test_the_limit_can_be_raised_above_pillows_own(tmp_path, monkeypatch):
@@ -242,8 +335,18 @@ def test_what_is_no_picture_is_named(tmp_path):
         (np.zeros((2, 2), np.int16), "int16"),
         ([[0, 255], [255, 0]], "found list"),
         (None, "found NoneType"),
+        (np.ma.array(np.zeros((2, 2), np.uint8), mask=[[0, 1], [0, 0]]), "masked pixels"),
     ],
 )
 def test_arrays_that_are_no_pictures_are_named(array, message):
     with pytest.raises(errors.PictureArrayError, match=message):
         check_array(array)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_other_kinds_of_arrays_count_as_what_they_hold():
+    pixels = random_pixels(3, 4, channels=1)[:, :, 0]
+    for array in (np.matrix(pixels), np.ma.array(pixels), np.ma.array(pixels, mask=False)):
+        checked = check_array(array)
+        assert type(checked) is np.ndarray and checked.shape == (3, 4, 1)
+        np.testing.assert_array_equal(checked[:, :, 0], pixels)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,9 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bam_plugin.pictures import errors as errors
+from bam_plugin.pictures.formats import FORMATS, PNG, written_formats
 from bam_plugin.pictures.png_stream import PngStream
-from bam_plugin.pictures.read import Picture, PictureInfo, read_picture
+from bam_plugin.pictures.read import Picture, PictureInfo, probe_picture, read_picture
 from bam_plugin.pictures.write import automatic_format, plan_encoding
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_exif_and_profile_travel_but_not_what_would_be_wrong(tmp_path):
@@ -105,8 +112,8 @@ def test_jpg_and_webp_hold_what_they_can(tmp_path, extension, channels):
 
 def test_losses_are_said_and_impossible_sizes_refused():
     def plan(format: str, channels: int, dtype, *, width: int = 10, height: int = 10, **metadata):
-        picture = Picture(pixels=np.zeros((2, 2, channels), dtype), format="PNG", **metadata)
-        return plan_encoding(format, picture, width=width, height=height)
+        picture = Picture(pixels=np.zeros((2, 2, channels), dtype), format=PNG, **metadata)
+        return plan_encoding(FORMATS[format], picture, width=width, height=height)
 
     assert plan("png", 4, np.uint16, icc_profile=b"x" * 99, exif=b"x" * 99999).notes == ()
     assert "8 bits" in plan("jpg", 3, np.uint16).notes[0]
@@ -124,22 +131,69 @@ def test_losses_are_said_and_impossible_sizes_refused():
         plan("webp", 3, np.uint8, width=16_000, height=12_000)
 
 
+@pytest.mark.parametrize("name", written_formats())
+def test_every_format_that_is_written_is_read_again(tmp_path, name):
+    for channels in (1, 2, 3, 4):
+        pixels = np.full((20, 24, channels), 100, np.uint8)
+        write_pixels(tmp_path / "a", name, pixels, plain_picture(pixels))
+        picture, encoder = read_picture(tmp_path / "a"), FORMATS[name].encoder
+        assert picture.format is FORMATS[name]
+        expected = {1: 1 if encoder.grey else 3, 2: 2 if encoder.grey else 4, 3: 3, 4: 4}[channels]
+        assert picture.pixels.shape == (20, 24, expected if encoder.alpha else expected - (channels % 2 == 0))
+        with pytest.raises(errors.PictureWriteError, match=rf"{name} holds at most {encoder.longest_side} pixels"):
+            plan_encoding(FORMATS[name], plain_picture(pixels), width=encoder.longest_side + 1, height=1)
+
+
+@pytest.mark.parametrize("name", sorted(set(written_formats()) - {"png"}))
+def test_the_longest_side_can_really_be_written(tmp_path, name):
+    pixels = np.zeros((2, FORMATS[name].encoder.longest_side, 3), np.uint8)
+    write_pixels(tmp_path / "a", name, pixels, plain_picture(pixels))
+    assert probe_picture(tmp_path / "a").width == FORMATS[name].encoder.longest_side
+
+
+@pytest.mark.parametrize("name", written_formats())
+def test_a_full_disk_is_an_error_and_keeps_the_older_file(tmp_path, name):
+    path = tmp_path / f"a.{name}"
+    path.write_bytes(b"older")
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from helpers.picture_files import plain_picture, random_pixels, write_pixels\n"
+        "from bam_plugin.files import atomic_path\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "pixels = random_pixels(64, 64)\n"
+        "try:\n"
+        "    with atomic_path(sys.argv[1]) as temporary:\n"
+        "        write_pixels(temporary, sys.argv[2], pixels, plain_picture(pixels))\n"
+        "except OSError:\n"
+        "    print('refused')\n"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code, str(path), name]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+
+
 def test_the_automatic_format():
     def choose(format: str, *, width: int = 4000, alpha: bool = False, deep: bool = False) -> str:
-        info = PictureInfo(width=1000, height=750, format=format, alpha=alpha, deep=deep)
-        return automatic_format(info, width=width, height=3000)
+        info = PictureInfo(width=1000, height=750, format=FORMATS[format], alpha=alpha, deep=deep)
+        return automatic_format(info, width=width, height=3000).name
 
-    assert [choose(format) for format in ("JPEG", "MPO", "WEBP", "PNG", "GIF")] == ["jpg", "jpg", "webp", "png", "png"]
-    assert choose("JPEG", width=65536) == choose("WEBP", width=16384) == choose("JPEG", alpha=True) == "png"
-    assert choose("WEBP", deep=True) == "png" and choose("WEBP", alpha=True) == "webp"
+    assert [choose(format) for format in ("jpg", "webp", "png", "gif")] == ["jpg", "webp", "png", "png"]
+    assert choose("jpg", width=65501) == choose("webp", width=16384) == choose("jpg", alpha=True) == "png"
+    assert choose("webp", deep=True) == "png" and choose("webp", alpha=True) == "webp"
     # 12 megapixels enlarged four times: the WebP encoder alone would take 2.5 GB and more.
-    assert automatic_format(PictureInfo(4000, 3000, "WEBP", False, False), width=16000, height=12000) == "png"
-    assert automatic_format(PictureInfo(4000, 3000, "JPEG", False, False), width=16000, height=12000) == "jpg"
+    for name, expected in (("webp", "png"), ("jpg", "jpg")):
+        info = PictureInfo(4000, 3000, FORMATS[name], alpha=False, deep=False)
+        assert automatic_format(info, width=16000, height=12000).name == expected
 
 
 def test_an_exif_block_of_the_largest_size_is_kept(tmp_path):
     pixels = random_pixels()
-    picture = Picture(pixels=pixels, format="JPEG", exif=b"Exif\0\0" + bytes(65533 - 6))
+    picture = Picture(pixels=pixels, format=FORMATS["jpg"], exif=b"Exif\0\0" + bytes(65533 - 6))
     write_pixels(tmp_path / "a.jpg", "jpg", pixels, picture)
     with Image.open(tmp_path / "a.jpg") as image:
         assert len(image.info["exif"]) == 65533
