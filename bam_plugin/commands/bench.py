@@ -19,7 +19,7 @@ from bam_plugin.bench.rivals import choose
 from bam_plugin.bench.segments import PARTS
 from bam_plugin.bench.session import Session, clock_of, measure_memory, run_session
 from bam_plugin.engine import kernels, timing
-from bam_plugin.engine.engine import available_isas
+from bam_plugin.engine.engine import available_isas, most_threads
 from bam_plugin.errors import BamError
 from bam_plugin.packed.format import read_packed
 from bam_plugin.packed.zoo import find_model
@@ -115,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
     path = find_model(args.file)
     model = read_packed(path)
     height, width = _size(args.size)
-    if args.rounds < 1 or not all(1 <= count <= kernels.MAX_THREADS for count in args.threads):
-        raise BenchError(f"--rounds must be positive, --threads from 1 to {kernels.MAX_THREADS}")
+    if args.rounds < 1 or not all(1 <= count <= most_threads() for count in args.threads):
+        raise BenchError(f"--rounds must be positive, --threads from 1 to {most_threads()}")
     args.threads = list(dict.fromkeys(args.threads))
     rivals = choose(args.rivals)
     image = np.random.default_rng(0).random((height, width, model.num_in_ch), dtype=np.float32)

@@ -2,8 +2,8 @@
 
 The network is traced in evaluation mode with its layers as leaves, so no network needs an exporter of its own. Values
 that follow from parameters only (accumulated filters, learned factors) are computed here and now; each remaining
-call becomes one op of `op_rules.py` by the tables of `lowering_ops.py`. What has no entry there is an error that names
-the module, never a guess.
+call becomes one operation of `packed/ops` by the tables of `lowering_ops.py`. What has no entry there is an error that
+names the module, never a guess.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from bam_plugin.conversion.lowering_emitter import Emitter, Magnitude, Value
 from bam_plugin.mixed.activation_steps import activation_steps, finite_array, norm_affine
 from bam_plugin.nn.activations import ActivationBinarizer, FloatActivation, XNORSign
 from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.bits import pack_filters
 from bam_plugin.packed.errors import ConversionError
-from bam_plugin.packed.reference import pack_filters
 
 
 def _square(value: Any) -> int | None:

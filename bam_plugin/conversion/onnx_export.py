@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from bam_plugin.conversion.twins import TWINS, sign_values
 from bam_plugin.errors import MissingDependencyError
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
-from bam_plugin.packed.reference import unpack_filters
 
 OPSET = 17
 IR_VERSION = 8  # of the time of the opset, so that runtimes of the last years read it
@@ -39,21 +39,7 @@ def require(package: str) -> Any:
         ) from error
 
 
-def sign_values(node: Node, model: PackedModel, alphabet: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a threshold's channels become where x >= t and elsewhere: two float32 (C,), the flips in them."""
-    low = np.float32(-1 if alphabet == "-1,+1" else 0)
-    flip = model.tensors[node.tensors["flip"]].astype(bool)
-    return np.where(flip, low, np.float32(1)), np.where(flip, np.float32(1), low)
-
-
-def float_filters(node: Node, model: PackedModel) -> np.ndarray:
-    """The filters of a binary convolution as float32 (O, I, k, k) of -1 and +1."""
-    channels = model.graph.types[node.inputs[0]].channels
-    negative = unpack_filters(model.tensors[node.tensors["weight"]], int(node.attrs["kernel"]), channels)
-    return np.ascontiguousarray(np.where(negative, np.float32(-1), np.float32(1)).transpose(0, 3, 1, 2))
-
-
-class _Export:
+class Export:
     """Collects ONNX nodes and constants while it walks the packed graph."""
 
     def __init__(self, *, onnx: Any, model: PackedModel, whole_dots: bool):
@@ -64,39 +50,39 @@ class _Export:
         self.constants: list[Any] = []
         self._known: set[str] = set()
         self.signs: dict[tuple[str, str], str] = {}  # (threshold, alphabet) -> its float map
+        self._thresholds: dict[str, Node] = {}
 
     def constant(self, name: str, array: np.ndarray) -> str:
+        """Keep an array under a name, once, and return the name."""
         if name not in self._known:
             self._known.add(name)
             self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def per_channel(self, name: str, array: np.ndarray) -> str:
+        """A constant (C,) in the shape that serves every pixel."""
         return self.constant(name, array.reshape(-1, 1, 1))
 
-    def add(self, op: str, inputs: list[str], result: str, **attributes: Any) -> str:
-        self.nodes.append(self.onnx.helper.make_node(op, inputs, [result], name=result, **attributes))
+    def add(self, op: str, inputs: Sequence[str], result: str, **attributes: Any) -> str:
+        """Add an ONNX node that makes `result`, and return that name."""
+        self.nodes.append(self.onnx.helper.make_node(op, list(inputs), [result], name=result, **attributes))
         return result
 
     def walk(self, nodes: Sequence[Node]) -> None:
-        thresholds = {node.name: node for node in nodes if node.op == "threshold"}
+        """Translate nodes of the packed graph in order of execution."""
+        self._thresholds |= {node.name: node for node in nodes if node.op == "threshold"}
         for node in nodes:
-            if node.op == "binary_conv2d":
-                self.binary_conv(node, thresholds[node.inputs[0]])
+            if node.op in TWINS:
+                arrays = {role: self.model.tensors[tensor] for role, tensor in node.tensors.items()}
+                TWINS[node.op].onnx(self, node, arrays, node.name)
             elif node.op != "threshold":  # made where it is read: the reader knows the alphabet
-                self.float_node(node)
+                raise ConversionError(f"{node.name}: the operation {node.op!r} has no ONNX form")
 
-    def binary_conv(self, node: Node, threshold: Node) -> None:
-        alphabet = str(node.attrs["alphabet"])
-        source = self.signs.get((threshold.name, alphabet)) or self.sign_map(threshold, alphabet)
-        weight = self.constant(f"{node.name}.weight", float_filters(node, self.model))
-        scale = self.per_channel(f"{node.name}.scale", self.model.tensors[node.tensors["scale"]])
-        dot = self.add("Conv", [source, weight], f"{node.name}.dot", pads=[int(node.attrs["kernel"]) // 2] * 4)
-        if self.whole_dots:
-            dot = self.add("Round", [dot], f"{node.name}.whole")
-        self.add("Mul", [dot, scale], node.name)
-
-    def sign_map(self, node: Node, alphabet: str) -> str:
+    def signs_of(self, conv: Node) -> str:
+        """The float map that a binary convolution reads."""
+        node, alphabet = self._thresholds[conv.inputs[0]], str(conv.attrs["alphabet"])
+        if (node.name, alphabet) in self.signs:
+            return self.signs[node.name, alphabet]
         name = node.name if alphabet == "-1,+1" else f"{node.name}{_BITS}"
         above, below = sign_values(node, self.model, alphabet)
         limit = self.per_channel(f"{node.name}.threshold", self.model.tensors[node.tensors["threshold"]])
@@ -104,47 +90,6 @@ class _Export:
         reached = self.add("GreaterOrEqual", [node.inputs[0], limit], f"{name}.reached")
         self.signs[node.name, alphabet] = self.add("Where", [reached, *values], name)
         return name
-
-    def float_node(self, node: Node) -> None:
-        name, inputs, attrs = node.name, list(node.inputs), node.attrs
-        arrays = {role: self.model.tensors[tensor] for role, tensor in node.tensors.items()}
-        if node.op == "conv2d":
-            operands = [self.constant(f"{name}.{role}", arrays[role]) for role in ("weight", "bias") if role in arrays]
-            self.add("Conv", inputs + operands, name, pads=[arrays["weight"].shape[2] // 2] * 4)
-        elif node.op in ("add", "mul", "relu"):
-            self.add({"add": "Add", "mul": "Mul", "relu": "Relu"}[node.op], inputs, name)
-        elif node.op == "leaky_relu":
-            self.add("LeakyRelu", inputs, name, alpha=float(attrs["slope"]))
-        elif node.op == "prelu":
-            self.add("PRelu", [*inputs, self.per_channel(f"{name}.slope", arrays["slope"])], name)
-        elif node.op == "affine":
-            product = self.add("Mul", [*inputs, self.per_channel(f"{name}.scale", arrays["scale"])], f"{name}.product")
-            self.add("Add", [product, self.per_channel(f"{name}.shift", arrays["shift"])], name)
-        elif node.op == "scale":
-            self.add("Mul", [*inputs, self.constant(f"{name}.factor", np.array(attrs["factor"], np.float32))], name)
-        elif node.op == "clamp":
-            limits = [self.constant(f"{name}.{side}", np.array(attrs[side], np.float32)) for side in ("low", "high")]
-            self.add("Clip", inputs + limits, name)
-        elif node.op == "channel_mean":
-            if attrs["statistic"] == "mean_abs":
-                inputs = [self.add("Abs", inputs, f"{name}.abs")]
-            self.add("ReduceMean", inputs, name, axes=[1], keepdims=1)
-        elif node.op == "pixel_shuffle":
-            self.add("DepthToSpace", inputs, name, blocksize=int(attrs["factor"]), mode="CRD")
-        elif node.op == "resize":
-            self.resize(node)
-        else:
-            raise ConversionError(f"{name}: the operation {node.op!r} has no ONNX form yet")
-
-    def resize(self, node: Node) -> None:
-        factor, mode = int(node.attrs["factor"]), str(node.attrs["mode"])
-        scales = self.constant(f"{node.name}.scales", np.array([1, 1, factor, factor], dtype=np.float32))
-        how: dict[str, Any] = {"mode": {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[mode]}
-        if mode == "nearest":
-            how |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        else:
-            how |= {"coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75}
-        self.add("Resize", [node.inputs[0], "", scales], node.name, **how)
 
     def finish(self, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]]) -> Any:
         """The checked model. Its inputs and outputs are given as (name, value of the packed graph)."""
@@ -173,7 +118,7 @@ def export_onnx(model: PackedModel, *, signs: bool = False) -> bytes:
     With `signs` the float maps behind the thresholds are outputs, too. Equal models give equal bytes. Raises
     MissingDependencyError without the package onnx.
     """
-    export = _Export(onnx=require("onnx"), model=model, whole_dots=True)
+    export = Export(onnx=require("onnx"), model=model, whole_dots=True)
     export.add("Identity", [IMAGE], INPUT)
     export.walk(model.graph.nodes)
     export.add("Identity", [model.graph.output], RESULT)
@@ -193,7 +138,7 @@ def export_segment(
 
     For the fastest run: optimizers may fold the scales into the filters.
     """
-    export = _Export(onnx=require("onnx"), model=model, whole_dots=False)
+    export = Export(onnx=require("onnx"), model=model, whole_dots=False)
     export.walk(nodes)
     made = export.finish([(name, name) for name in inputs], [(name, name) for name in outputs])
     return made.SerializeToString(deterministic=True)

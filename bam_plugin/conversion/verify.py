@@ -28,7 +28,7 @@ from bam_plugin.engine.engine import Engine
 from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.nn.activations import ActivationBinarizer
 from bam_plugin.nn.binary_conv import BinaryConv2d
-from bam_plugin.packed.reference import words_to_bits
+from bam_plugin.packed.bits import words_to_bits
 
 SEED = 20200823
 Run = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]  # image -> picture, bits (True = low) by name

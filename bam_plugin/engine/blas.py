@@ -1,7 +1,7 @@
 """The convolutions by matrix multiplication: what runs where no compiled kernels are installed.
 
 Signs are unpacked to +-1 floats (0 beyond the border), whose sums are exact integers in float32 in any order: this
-binary convolution equals `reference.binary_conv2d` bit for bit, and so does that of integers, whose sums are exact in
+binary convolution equals the reference bit for bit, and so does that of integers, whose sums are exact in
 float64. The float convolution adds in the order of the BLAS at
 hand and agrees with the reference to a few units in the last place.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bam_plugin.packed.reference import unpack_filters, words_to_bits
+from bam_plugin.packed.bits import unpack_filters, words_to_bits
 
 _STRIP_VALUES = 4_000_000  # float32 values of one strip's patch matrix: 16 MB
 
@@ -33,7 +33,7 @@ def _pad(value: np.ndarray, half: int) -> np.ndarray:
 
 
 def conv2d(value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """As `reference.conv2d`, up to the order of the additions."""
+    """As `packed.ops.convolution.conv2d`, up to the order of the additions."""
     kernel = weight.shape[2]
     matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
     result = _convolve(_pad(value, kernel // 2), matrix, kernel)
@@ -41,7 +41,7 @@ def conv2d(value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = N
 
 
 def int_conv2d(value: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """As `reference.int_conv2d`, bit for bit."""
+    """As `packed.ops.convolution.int_conv2d`, bit for bit."""
     kernel = weight.shape[2]
     matrix = np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]), dtype=np.float64)
     return scale * _convolve(_pad(value, kernel // 2).astype(np.float64), matrix, kernel) + bias
@@ -50,10 +50,13 @@ def int_conv2d(value: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, bias
 def binary_conv2d(
     words: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, kernel: int, channels: int, alphabet: str
 ) -> np.ndarray:
-    """As `reference.binary_conv2d`, bit for bit."""
+    """As the reference, bit for bit."""
     one = np.float32(1)
     low = -one if alphabet == "-1,+1" else np.float32(0)
     signs = np.where(words_to_bits(words, channels), low, one)
     filters = np.where(unpack_filters(weight, kernel, channels), -one, one)
     matrix = np.ascontiguousarray(filters.reshape(len(filters), -1).T)
     return scale * _convolve(_pad(signs, kernel // 2), matrix, kernel)
+
+
+FASTER = {"conv2d": conv2d, "int_conv2d": int_conv2d, "binary_conv2d": binary_conv2d}

@@ -1,8 +1,8 @@
 """Runs a packed graph, by compiled kernels where they are installed and by NumPy anywhere.
 
-Instruction sets: "avx512", "avx2", "neon" and "portable" are the compiled kernels (`program.py`), equal to
-`reference.py` in every bit; "numpy" does both convolutions by matrix multiplication, for installations without a
-compiler; "reference" is the exact and slow truth. The environment variable BAM_ISA chooses when the caller does not.
+Instruction sets: "avx512", "avx2", "neon" and "portable" are the compiled kernels (`program.py`), equal to the
+reference (`packed/ops`) in every bit; "numpy" does the convolutions by matrix multiplication, for installations without
+a compiler; "reference" is the exact and slow truth. The environment variable BAM_ISA chooses when the caller does not.
 """
 
 from __future__ import annotations
@@ -20,43 +20,18 @@ from bam_plugin.engine import blas, kernels
 from bam_plugin.engine.parameters import Weights
 from bam_plugin.engine.program import Program
 from bam_plugin.engine.tile_memory import TileMemory, graph_tile_memory
-from bam_plugin.packed import reference
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
 from bam_plugin.packed.integers import at_precision
+from bam_plugin.packed.ops import OPERATIONS
 from bam_plugin.packed.precision import FLOAT
 
 Kernel = Callable[..., np.ndarray]
 Observer = Callable[[str, np.ndarray], None]
 
-_REFERENCE: Mapping[str, Kernel] = {
-    "conv2d": reference.conv2d,
-    "binary_conv2d": reference.binary_conv2d,
-    "threshold": reference.threshold,
-    "relu": reference.relu,
-    "leaky_relu": reference.leaky_relu,
-    "prelu": reference.prelu,
-    "affine": reference.affine,
-    "add": reference.add,
-    "mul": reference.mul,
-    "scale": reference.scale,
-    "clamp": reference.clamp,
-    "channel_mean": reference.channel_mean,
-    "pixel_shuffle": reference.pixel_shuffle,
-    "resize": reference.resize,
-    "quantize": reference.quantize,
-    "int_conv2d": reference.int_conv2d,
-}
-_KERNELS: Mapping[str, Mapping[str, Kernel]] = {
-    "reference": _REFERENCE,
-    "numpy": {
-        **_REFERENCE,
-        "conv2d": blas.conv2d,
-        "binary_conv2d": blas.binary_conv2d,
-        "int_conv2d": blas.int_conv2d,
-    },
-}
+_REFERENCE: Mapping[str, Kernel] = {name: record.reference for name, record in OPERATIONS.items()}
+_KERNELS: Mapping[str, Mapping[str, Kernel]] = {"reference": _REFERENCE, "numpy": {**_REFERENCE, **blas.FASTER}}
 ISA_VARIABLE = "BAM_ISA"
 
 _log = logging.getLogger(__name__)
@@ -91,13 +66,18 @@ def choose_isa(isa: str | None) -> str:
     return wanted
 
 
+def most_threads() -> int:
+    """How many threads the kernels can use."""
+    return kernels.layout().max_threads if kernels.compiled_isas() else os.cpu_count() or 1
+
+
 def choose_threads(threads: int | None) -> int:
     """The number of threads: the argument, else the processors this process may use."""
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if type(threads) is not int or threads < 1:
         raise EngineError(f"threads must be a positive integer, found {threads!r}")
-    return min(threads, kernels.MAX_THREADS)
+    return min(threads, most_threads())
 
 
 def check_image(image: object, channels: int) -> None:
@@ -127,7 +107,7 @@ class _ArrayRunner:
         for index, node in enumerate(model.graph.nodes):
             arguments: dict[str, object] = dict(node.attrs)
             arguments.update({role: model.tensors[name] for role, name in node.tensors.items()})
-            if node.op == "binary_conv2d":
+            if OPERATIONS[node.op].counts_channels:
                 arguments["channels"] = model.graph.types[node.inputs[0]].channels
             touched = {*node.inputs, node.name} - {self._output}
             dead = tuple(name for name in touched if last.get(name, -1) <= index)

@@ -17,39 +17,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bam_plugin.engine import kernels
 from bam_plugin.packed.graph import Graph, Node
-from bam_plugin.packed.reference import resize_taps
+from bam_plugin.packed.ops import OPERATIONS
 
-_CODES = {
-    "binary_conv2d": kernels.BINARY_CONV,
-    "conv2d": kernels.CONV,
-    "threshold": kernels.THRESHOLD,
-    "relu": kernels.RELU,
-    "leaky_relu": kernels.LEAKY_RELU,
-    "prelu": kernels.PRELU,
-    "affine": kernels.AFFINE,
-    "add": kernels.ADD,
-    "mul": kernels.MUL,
-    "scale": kernels.SCALE,
-    "clamp": kernels.CLAMP,
-    "channel_mean": kernels.MEAN,
-    "pixel_shuffle": kernels.SHUFFLE,
-    "resize": kernels.RESIZE,
-    "quantize": kernels.QUANTIZE,
-    "int_conv2d": kernels.INT_CONV,
-}
+CONVOLUTIONS = ("binary_conv2d", "conv2d", "int_conv2d")
 
 
 @dataclass
 class TileOp:
-    """One operation on a tile. `in0`, `in1`, `out0`, `out1` are names of values; roles as in csrc/bam.h.
+    """One operation on a tile: the kernel called `kind`, and what it is told (see `packed.ops.Tile`).
 
-    `floats` and `integers` fill f0.. and i0..; `arrays` holds the tensors by role. `spread`: the factor of the pixel
-    shuffle behind a convolution, which makes its channels in the order (row, column, channel).
+    `in0`, `in1`, `out0`, `out1` are names of values; roles as in csrc/bam.h. `weights` holds a convolution's tensors by
+    role, `signs` those of a threshold in it. `spread`: the factor of the pixel shuffle behind a convolution, which
+    makes its channels in the order (row, column, channel).
     """
 
-    code: int
+    kind: str
     in0: str
     out0: str | None
     in1: str | None = None
@@ -57,9 +40,14 @@ class TileOp:
     kernel: int = 1
     floats: tuple[float, ...] = ()
     integers: tuple[int, ...] = ()
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    channels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    signs: Mapping[str, np.ndarray] = field(default_factory=dict)
     alphabet: str = "-1,+1"
     spread: int = 1
+    reach: int | None = None  # rows around a row that in0 is read at; None where only the pixel itself is
+    zoom: int = 1
 
     @property
     def inputs(self) -> list[str]:
@@ -73,49 +61,24 @@ class TileOp:
 
     def overwritable(self) -> list[str]:
         """Values that `out0` may be written over: they are read at the place that is written next, and then no more."""
-        if self.code == kernels.BINARY_CONV:
+        if self.kind == "binary_conv2d":
             return [self.in1] if self.in1 is not None else []
-        return self.inputs if self.code == kernels.WEIGH else []
-
-    def reach(self) -> int | None:
-        """Rows around a row that `in0` is read at; None where only the pixel itself is."""
-        if self.code in kernels.CONVOLUTIONS:
-            return self.kernel // 2 if self.kernel > 1 else None
-        return 2 if self.code == kernels.RESIZE else None
+        return self.inputs if self.kind == "weigh" else []
 
 
 def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> TileOp:
     """The operation of one node alone."""
     arrays = {role: tensors[name] for role, name in node.tensors.items()}
-    types = graph.types
-    op = TileOp(_CODES[node.op], node.inputs[0], node.name, arrays=arrays)
-    attrs = node.attrs
-    if node.op == "binary_conv2d":
-        op.kernel, op.alphabet = int(attrs["kernel"]), str(attrs["alphabet"])
-    elif node.op in ("conv2d", "int_conv2d"):
-        op.kernel = arrays["weight"].shape[2]
-    elif node.op in ("add", "mul"):
-        left, right = node.inputs
-        wide, narrow = (left, right) if types[left].channels >= types[right].channels else (right, left)
-        op.in0, op.in1 = wide, narrow
-        op.integers = (int(types[wide].channels != types[narrow].channels),)
-    elif node.op == "leaky_relu":
-        op.floats = (float(attrs["slope"]),)
-    elif node.op == "scale":
-        op.floats = (float(attrs["factor"]),)
-    elif node.op == "quantize":
-        op.floats = (float(attrs["limit"]),)
-    elif node.op == "clamp":
-        op.floats = (float(attrs["low"]), float(attrs["high"]))
-    elif node.op == "channel_mean":
-        op.floats = (float(np.float32(1 / types[node.inputs[0]].channels)),)
-        op.integers = (int(attrs["statistic"] == "mean_abs"),)
-    elif node.op == "pixel_shuffle":
-        op.integers = (int(attrs["factor"]), 0)
-    elif node.op == "resize":
-        offsets, weights = resize_taps(str(attrs["mode"]), int(attrs["factor"]))
-        op.integers = (int(attrs["factor"]), weights.shape[1])
-        op.arrays = {"offsets": offsets.astype(np.int32), "weights": weights}
+    tile = OPERATIONS[node.op].tile(node, [graph.types[name] for name in node.inputs], arrays)
+    in0, in1 = (*node.inputs, None)[:2]
+    if tile.swap:
+        assert in1 is not None
+        in0, in1 = in1, in0
+    op = TileOp(node.op, in0, node.name, in1, kernel=tile.kernel, floats=tile.floats, integers=tile.integers)
+    op.channels, op.tables, op.weights = tile.channels, tile.tables, tile.weights
+    op.alphabet, op.reach, op.zoom = tile.alphabet, tile.reach, tile.zoom
+    if node.op == "threshold":
+        op.channels, op.signs = {}, arrays
     return op
 
 
@@ -164,7 +127,7 @@ class _Fuser:
         if node.op == "int_conv2d" and reader is not None and reader.op == "quantize":
             quantize = _base_op(reader, self.graph, self.tensors)
             op.out0, op.out1, op.floats = None, reader.name, quantize.floats
-            op.arrays |= quantize.arrays
+            op.channels = quantize.channels
             self.absorbed.add(value)
             value = reader.name
             reader = self.only_reader(value)
@@ -189,7 +152,7 @@ class _Fuser:
         threshold = next((reader for reader in self.readers[value] if reader.op == "threshold"), None)
         if threshold is not None:
             op.out1 = threshold.name
-            op.arrays |= {role: self.tensors[name] for role, name in threshold.tensors.items()}
+            op.signs = {role: self.tensors[name] for role, name in threshold.tensors.items()}
             self.absorbed.add(threshold.name)
         self.replaced[value] = op
 
@@ -212,7 +175,7 @@ class _Fuser:
             mean = _base_op(chain[-1], self.graph, self.tensors)
             floats = (mean.floats[0], float(chain[-2].attrs["factor"]), offset)
             self.absorbed.update(item.name for item in chain)
-            self.extend(node, TileOp(kernels.WEIGH, value, node.name, floats=floats, integers=mean.integers))
+            self.extend(node, TileOp("weigh", value, node.name, floats=floats, integers=mean.integers))
             return
 
 

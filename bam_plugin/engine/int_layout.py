@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bam_plugin.engine.kernels import GROUP, NARROW, Isa, padded_channels
-
-BYTE_ZERO = 128  # what a byte of an integer map holds for 0
-SLACK_PIXELS = 16  # pixels behind a map that the last group of a row may read
+from bam_plugin.engine.kernels import Isa, layout, padded_channels
 
 
 def int_stride(channels: int) -> int:
     """Integers per pixel of an integer map with so many channels."""
-    return -(-channels // GROUP) * GROUP
+    return -(-channels // layout().group) * layout().group
 
 
 def in_bytes(kind: str, isa: Isa) -> bool:
@@ -24,7 +21,7 @@ def in_bytes(kind: str, isa: Isa) -> bool:
 
 def group_of(out: int, lanes: int) -> int:
     """Neighbouring pixels of floats that one register of output channels makes at once; 1 where a pixel fills it."""
-    return max(1, lanes // out) if out < NARROW else 1
+    return max(1, lanes // out) if out < layout().narrow else 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def lay_out(
     chunks = [table[:, at : at + width].ravel() for at in range(0, table.shape[1], width)]
     start = np.zeros(blocks * isa.lanes, dtype=np.int32)
     if as_bytes:
-        start[: len(words)] = -BYTE_ZERO * filters.sum(axis=1, dtype=np.int64)
+        start[: len(words)] = -layout().byte_zero * filters.sum(axis=1, dtype=np.int64)
     return IntWeights(
         words=np.concatenate(chunks),
         scale=padded_channels(np.tile(scale, group), isa.lanes),

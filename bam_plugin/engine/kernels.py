@@ -9,30 +9,48 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Mapping
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_uint8, c_uint64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from bam_plugin.packed.bits import unpack_filters
 from bam_plugin.packed.errors import EngineError
-from bam_plugin.packed.reference import unpack_filters
+from bam_plugin.packed.ops import MAX_KERNEL
 
 _log = logging.getLogger(__name__)
-ABI_VERSION = 4
-MAX_THREADS = 256
-MAX_PATCH = 31  # words
-GROUP = 16  # floats: wide pixels are padded to a multiple of this
-NARROW = 8  # pixels of fewer channels are stored without padding
-
-# Codes of csrc/bam.h
-BINARY_CONV, CONV, THRESHOLD, RELU, LEAKY_RELU, PRELU, AFFINE, ADD = range(8)
-MUL, SCALE, CLAMP, MEAN, SHUFFLE, RESIZE, WEIGH = range(8, 15)
-QUANTIZE, INT_CONV = range(15, 17)
-CONVOLUTIONS = (BINARY_CONV, CONV, INT_CONV)
+ABI_VERSION = 5
 
 
-class Map(ctypes.Structure):
+@dataclass(frozen=True)
+class Layout:
+    """The numbers that the kernels share with Python, see csrc/bam.h, where their meaning stands."""
+
+    group: int
+    narrow: int
+    max_kernel: int
+    max_tile: int
+    max_patch: int
+    max_threads: int
+    byte_zero: int
+    slack_pixels: int
+    float_slack: int
+
+
+class _Checked(ctypes.Structure):
+    """A struct whose integers are refused where they do not fit: ctypes would cut them without a word."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, int) and getattr(self, name) not in (value, None):
+            raise EngineError(
+                f"{type(self).__name__}.{name}: {value} does not fit; the picture or network is too large"
+            )
+
+
+class Map(_Checked):
     """bam_map"""
 
     _fields_ = [
@@ -47,13 +65,13 @@ class Map(ctypes.Structure):
     ]
 
 
-class Ref(ctypes.Structure):
+class Ref(_Checked):
     """bam_ref: in a map (map >= 0), in scratch memory (-1) or nowhere (-2)."""
 
-    _fields_ = [("map", c_int32), ("offset", c_int32)]
+    _fields_ = [("offset", c_int64), ("map", c_int32)]
 
 
-class Op(ctypes.Structure):
+class Op(_Checked):
     """bam_op"""
 
     _fields_ = [
@@ -65,7 +83,7 @@ class Op(ctypes.Structure):
     ]
 
 
-class Stage(ctypes.Structure):
+class Stage(_Checked):
     """bam_stage"""
 
     _fields_ = [
@@ -104,12 +122,39 @@ def _library() -> ctypes.CDLL | None:
         except (OSError, AttributeError) as error:
             _log.warning("%s: cannot be used (%s); install the package again to rebuild it", path, error)
             continue
-        library.bam_isa_name.restype = c_char_p
+        library.bam_isa_name.restype = library.bam_operation_name.restype = c_char_p
+        library.bam_number.argtypes = [c_char_p]
         library.bam_count_steps.argtypes = [c_int, c_int64, c_uint64]
         library.bam_count_steps.restype = c_uint64
         library.bam_run.argtypes = [c_int, POINTER(Stage), c_int, POINTER(Map), POINTER(c_uint8), c_int64, c_int]
         return library
     return None
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise EngineError("the compiled kernels are not installed; install a C compiler and then bam_plugin again")
+    return library
+
+
+@functools.cache
+def layout() -> Layout:
+    """The numbers of the library. Raises EngineError where it is missing."""
+    library = _loaded()
+    found = {field.name: library.bam_number(field.name.encode()) for field in fields(Layout)}
+    if min(found.values()) < 0 or found["max_kernel"] < MAX_KERNEL:
+        raise EngineError(f"the compiled kernels do not fit this version of bam_plugin ({found}); install it again")
+    return Layout(**found)
+
+
+@functools.cache
+def operation_codes() -> Mapping[str, int]:
+    """The operations that the kernels have, by name: their codes. Raises EngineError where the library is missing."""
+    library, codes = _loaded(), {}
+    while (name := library.bam_operation_name(len(codes))) is not None:
+        codes[name.decode()] = len(codes)
+    return codes
 
 
 @functools.cache
@@ -129,8 +174,7 @@ def compiled_isas() -> dict[str, Isa]:
 
 def run_stages(isa: Isa, stages: ctypes.Array, maps: ctypes.Array, scratch: np.ndarray, threads: int) -> None:
     """Run stages in order. `scratch` is uint8 (threads, bytes), 64-byte aligned rows."""
-    library = _library()
-    assert library is not None
+    library = _loaded()
     assert scratch.dtype == np.uint8 and scratch.shape[0] >= threads and scratch.flags.c_contiguous
     pointer = scratch.ctypes.data_as(POINTER(c_uint8))
     if library.bam_run(isa.index, stages, len(stages), maps, pointer, scratch.shape[1], threads):
@@ -139,14 +183,14 @@ def run_stages(isa: Isa, stages: ctypes.Array, maps: ctypes.Array, scratch: np.n
 
 def count_steps(isa: Isa, steps: int) -> None:
     """So many register steps of xor + popcount + add and nothing else: the bound that binary convolutions have."""
-    library = _library()
-    assert library is not None
+    library = _loaded()
     library.bam_count_steps(isa.index, steps, 0x9E3779B97F4A7C15)
 
 
 def stride_of(channels: int) -> int:
     """Floats per pixel of a float map with so many channels."""
-    return channels if channels < NARROW else -(-channels // GROUP) * GROUP
+    group = layout().group
+    return channels if channels < layout().narrow else -(-channels // group) * group
 
 
 def _blocks(channels: int, lanes: int) -> int:
@@ -164,7 +208,7 @@ def padded_channels(values: np.ndarray, lanes: int, fill: float = 0) -> np.ndarr
 def patch_words(kernel: int, channels: int) -> int:
     """Words of 64 bits of a gapless patch (csrc/tile_patch.h), an odd number; 0 where kernels read the map instead."""
     words = -(-kernel * kernel * channels // 64) | 1
-    return words if kernel > 1 and words <= MAX_PATCH else 0
+    return words if kernel > 1 and words <= layout().max_patch else 0
 
 
 def repack_binary(weight: np.ndarray, kernel: int, channels: int, lanes: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """One packed binary convolution on its own: thresholds, bits, counts, scales, by the kernels of the engine.
 
 For networks that run elsewhere (in torch, see `torch_module.py`) and hand over one layer's work at a time. The layer is
-a small graph of the ordinary ops, so its results are those of `reference.py` in every bit. Where the caller's memory
+a small graph of the ordinary ops, so its results are those of the reference in every bit. Where the caller's memory
 has the kernels' own layout, they read and write it directly.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from bam_plugin.engine import kernels
 from bam_plugin.engine.engine import Engine, check_image, choose_isa
 from bam_plugin.engine.parameters import Weights
-from bam_plugin.engine.program import FLOAT_SLACK, Program
+from bam_plugin.engine.program import Program
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT
@@ -72,8 +72,6 @@ class LayerKernel:
         self._engine = Engine(self.model, isa=self.isa, threads=1) if compiled is None else None
         self._program: _LayerProgram | None = None
         self._lock = threading.Lock()
-        sizes = (self.model.num_in_ch, self.model.num_out_ch)
-        self._strides = [kernels.stride_of(size) for size in sizes]
 
     def run(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
         """Write the layer's output for `source`, float32 (H, W, C), into `result`, float32 (H, W, O).
@@ -97,9 +95,9 @@ class LayerKernel:
                 self._program = program
             padded = source
             if not _is_direct(source):
-                padded = _memory(height, width, self._strides[0])
+                padded = _memory(height, width, self.model.num_in_ch)
                 padded[:, :, : source.shape[2]] = source
-            target = result if _is_direct(result) else _memory(height, width, self._strides[1])
+            target = result if _is_direct(result) else _memory(height, width, self.model.num_out_ch)
             program.run_between(padded, target, threads)
             if target is not result:
                 result[:] = target[:, :, : result.shape[2]]
@@ -107,10 +105,11 @@ class LayerKernel:
 
 def _is_direct(array: np.ndarray) -> bool:
     """Whether the kernels can work on this memory as it is."""
-    return array.flags.c_contiguous and array.shape[2] % kernels.GROUP == 0
+    return array.flags.c_contiguous and array.shape[2] % kernels.layout().group == 0
 
 
-def _memory(height: int, width: int, stride: int) -> np.ndarray:
-    """Zeros (height, width, stride) with some more behind them, which kernels of narrow maps may read."""
+def _memory(height: int, width: int, channels: int) -> np.ndarray:
+    """Zeros (height, width, stride of the channels) and some behind them, which kernels of narrow maps may read."""
+    stride = kernels.stride_of(channels)
     size = height * width * stride
-    return np.zeros(size + FLOAT_SLACK, np.float32)[:size].reshape(height, width, stride)
+    return np.zeros(size + kernels.layout().float_slack, np.float32)[:size].reshape(height, width, stride)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from bam_plugin.engine import int_layout, kernels
-from bam_plugin.engine.fusion import TileOp
+from bam_plugin.engine.fusion import CONVOLUTIONS, TileOp
 from bam_plugin.engine.kernels import Isa, Op
 from bam_plugin.packed.graph import ValueType
 
@@ -64,31 +64,33 @@ class Filler:
         self._weights, self._isa, self._types = weights, weights.isa, types
         self._height, self._width = height, width
         self._alive = alive
-        self._fillers: dict[int, Callable[[Op, TileOp], None]] = {
-            kernels.BINARY_CONV: self._binary_conv,
-            kernels.CONV: self._conv,
-            kernels.INT_CONV: self._int_conv,
-            kernels.QUANTIZE: self._quantize,
-            kernels.SHUFFLE: self._shuffle,
-            kernels.PRELU: self._prelu,
-            kernels.AFFINE: self._affine,
-            kernels.RESIZE: self._resize,
+        self._layouts: dict[str, Callable[[Op, TileOp], None]] = {
+            "binary_conv2d": self._binary_conv,
+            "conv2d": self._conv,
+            "int_conv2d": self._int_conv,
+            "quantize": self._quantize,
+            "pixel_shuffle": self._shuffle,
         }
 
     def fill(self, filled: Op, op: TileOp) -> None:
         """Set everything but the operands of `filled`."""
-        filled.code, filled.kernel = op.code, op.kernel
+        filled.code, filled.kernel = kernels.operation_codes()[op.kind], op.kernel
         filled.in_channels = self._types[op.in0].channels
         filled.out_channels = self._types[op.outputs[0]].channels
         for index, value in enumerate(op.floats):
             setattr(filled, f"f{index}", value)
         for index, value in enumerate(op.integers):
             setattr(filled, f"i{index}", value)
-        if op.code in self._fillers:
-            self._fillers[op.code](filled, op)
-        if "threshold" in op.arrays:
-            flip = op.arrays["flip"]
-            filled.p5 = self._padded(op, "threshold", np.inf)
+        if op.kind not in CONVOLUTIONS:
+            pointers = [self._channels(array, role, array) for role, array in op.channels.items()]
+            pointers += map(self._pointer, op.tables.values())
+            for index, pointer in enumerate(pointers):
+                setattr(filled, f"p{index}", pointer)
+        if op.kind in self._layouts:
+            self._layouts[op.kind](filled, op)
+        if op.signs:
+            limits, flip = op.signs["threshold"], op.signs["flip"]
+            filled.p5 = self._channels(limits, "threshold", limits, np.inf)
             filled.p6 = self._pointer(self._weights.get(flip, "flips", lambda: kernels.flip_words(flip)))
 
     def _in_bytes(self, name: str) -> bool:
@@ -99,17 +101,13 @@ class Filler:
         self._alive.append(array)
         return array.ctypes.data
 
-    def _padded(self, op: TileOp, role: str, fill: float = 0) -> int:
-        array = op.arrays[role]
-        return self._channels(array, role, array, fill)
-
     def _channels(self, owner: np.ndarray, what: str, values: np.ndarray, fill: float = 0) -> int:
         """Address of one number per channel, kept under `owner` and `what`."""
         made = self._weights.get(owner, what, lambda: kernels.padded_channels(values, self._isa.lanes, fill))
         return self._pointer(made)
 
     def _binary_conv(self, filled: Op, op: TileOp) -> None:
-        source, weight, scale = self._types[op.in0], op.arrays["weight"], op.arrays["scale"]
+        source, weight, scale = self._types[op.in0], op.weights["weight"], op.weights["scale"]
         shape = (op.kernel, source.channels, self._isa.lanes)
         row_index, rows = kernels.border_classes(self._height * source.up, op.kernel)
         column_index, columns = kernels.border_classes(self._width * source.up, op.kernel)
@@ -125,8 +123,8 @@ class Filler:
         filled.i0, filled.i1 = len(columns), kernels.patch_words(op.kernel, source.channels)
 
     def _conv(self, filled: Op, op: TileOp) -> None:
-        weight = op.arrays["weight"]
-        bias = op.arrays.get("bias", np.zeros(len(weight), dtype=np.float32))
+        weight = op.weights["weight"]
+        bias = op.weights.get("bias", np.zeros(len(weight), dtype=np.float32))
         order = int_layout.channel_order(len(weight), op.spread)
         key = f"by {op.spread}"
         words = self._weights.get(weight, key, lambda: kernels.repack_conv(weight[order], self._isa))
@@ -134,7 +132,7 @@ class Filler:
         filled.p1 = self._channels(weight, f"bias {key}", bias[order])
 
     def _int_conv(self, filled: Op, op: TileOp) -> None:
-        arrays, isa = op.arrays, self._isa
+        arrays, isa = op.weights, self._isa
         weight, as_bytes = arrays["weight"], self._in_bytes(op.in0)
         order = int_layout.channel_order(len(weight), op.spread)
         group = 1 if op.out1 else int_layout.group_of(len(weight), isa.lanes)
@@ -149,20 +147,11 @@ class Filler:
         filled.p0, filled.p1, filled.p2, filled.p3 = map(self._pointer, made)
         filled.i0, filled.i1 = as_bytes, group
         if op.out1:
-            inverse = arrays["inverse"]
+            inverse = op.channels["inverse"]
             filled.p4 = self._channels(inverse, f"by {op.spread}", inverse[order])
 
     def _quantize(self, filled: Op, op: TileOp) -> None:
-        filled.p0, filled.i0 = self._padded(op, "inverse"), self._in_bytes(op.outputs[0])
+        filled.i0 = self._in_bytes(op.outputs[0])
 
     def _shuffle(self, filled: Op, op: TileOp) -> None:
         filled.i2 = 4 if self._types[op.in0].kind == "float" else 1 if self._in_bytes(op.in0) else 2
-
-    def _prelu(self, filled: Op, op: TileOp) -> None:
-        filled.p0 = self._padded(op, "slope")
-
-    def _affine(self, filled: Op, op: TileOp) -> None:
-        filled.p0, filled.p1 = self._padded(op, "scale"), self._padded(op, "shift")
-
-    def _resize(self, filled: Op, op: TileOp) -> None:
-        filled.p0, filled.p1 = self._pointer(op.arrays["offsets"]), self._pointer(op.arrays["weights"])

@@ -14,19 +14,18 @@ import numpy as np
 
 from bam_plugin.engine import int_layout, kernels
 from bam_plugin.engine.fusion import tile_ops
-from bam_plugin.engine.kernels import Map, Op, Ref, Stage, stride_of
+from bam_plugin.engine.kernels import Map, Op, Ref, Stage, layout, stride_of
 from bam_plugin.engine.parameters import ALIGNMENT, Filler, Weights, aligned_zeros
 from bam_plugin.engine.tile_stages import StageOps, plan_stages
+from bam_plugin.packed.bits import words_for
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT
 from bam_plugin.packed.precision import INTEGERS
-from bam_plugin.packed.reference import words_for
 
-NOWHERE = Ref(-2, 0)
+NOWHERE = Ref(0, -2)
 STRIP_BYTES = 24 << 20  # all windows of the tail together
 MIN_STRIP_ROWS = 8
-TILES = (48, 36, 30, 24, 18, 12, 8)  # pixels of a tile: MAX_TILE of csrc/tile.h, and less in sixes, as conv_block takes
-FLOAT_SLACK = 16  # bytes: a register of colours reads one number too many
+SMALLER_TILES = (36, 30, 24, 18, 12, 8)  # pixels of a tile less than the most: in sixes, as conv_block takes them
 SCRATCH_BYTES = 26 << 10  # what a tile's own values may take of the cache next to the core
 
 
@@ -58,7 +57,7 @@ class Program:
         self._keep = keep
         widest = max(self._row_bytes(name) + self._slack(name) for name in types)
         self._zeros = aligned_zeros(widest)
-        self._byte_zeros = aligned_zeros(widest, int_layout.BYTE_ZERO)
+        self._byte_zeros = aligned_zeros(widest, layout().byte_zero)
         self._alive.append(self._byte_zeros)
         self._strips = self._cut_strips()
         self._add_map(INPUT, self._memory(INPUT, height), height)
@@ -86,12 +85,12 @@ class Program:
     def _slack(self, name: str) -> int:
         """Bytes behind a map that may be read, whatever they hold."""
         is_integer = self.model.graph.types[name].kind in INTEGERS
-        return int_layout.SLACK_PIXELS * self._pixel_bytes(name) if is_integer else 0
+        return layout().slack_pixels * self._pixel_bytes(name) if is_integer else 0
 
     def _memory(self, name: str, rows: int) -> np.ndarray:
         """Memory for so many rows of a value, full of zeros."""
-        size = rows * self._row_bytes(name) + max(self._slack(name), FLOAT_SLACK)
-        return aligned_zeros(size, int_layout.BYTE_ZERO if self._in_bytes(name) else 0)
+        size = rows * self._row_bytes(name) + max(self._slack(name), layout().float_slack)
+        return aligned_zeros(size, layout().byte_zero if self._in_bytes(name) else 0)
 
     def _row_bytes(self, name: str) -> int:
         up = self.model.graph.types[name].up
@@ -164,9 +163,9 @@ class Program:
     # Operations
 
     def _fill_stage(self, stage: StageOps) -> Stage:
-        for tile in TILES:
+        for tile in (layout().max_tile, *SMALLER_TILES):
             offsets, size = self._lay_out_scratch(stage, tile)
-            if size <= SCRATCH_BYTES or tile == TILES[-1]:
+            if size <= SCRATCH_BYTES or tile == SMALLER_TILES[-1]:
                 break
         self._scratch_bytes = max(self._scratch_bytes, size)
         ops = (Op * len(stage.ops))()
@@ -207,7 +206,7 @@ class Program:
     def _ref(self, name: str | None, offsets: dict[str, int]) -> Ref:
         if name is None:
             return NOWHERE
-        return Ref(self._refs[name], 0) if name in self._refs else Ref(-1, offsets[name])
+        return Ref(0, self._refs[name]) if name in self._refs else Ref(offsets[name], -1)
 
     # Running
 
@@ -227,7 +226,7 @@ class Program:
         if value.kind == "signs":
             return view.copy()
         view = view[:, :, : value.channels]
-        return view - np.int16(int_layout.BYTE_ZERO) if self._in_bytes(name) else view.copy()
+        return view - np.int16(layout().byte_zero) if self._in_bytes(name) else view.copy()
 
     def run(self, image: np.ndarray, threads: int) -> np.ndarray:
         """float32 (H, W, C) of the program's size -> float32 (H * scale, W * scale, C_out), a copy."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bam_plugin.engine import kernels
-from bam_plugin.engine.fusion import TileOp
+from bam_plugin.engine.fusion import CONVOLUTIONS, TileOp
 from bam_plugin.packed.graph import INPUT, Graph, ValueType
 
 
@@ -48,8 +47,8 @@ class StagePlan:
         for index, op in enumerate(ops):
             if old not in op.inputs:
                 continue
-            convolved = old == op.in0 and op.code in kernels.CONVOLUTIONS
-            if op.reach() is not None and old == op.in0:
+            convolved = old == op.in0 and op.kind in CONVOLUTIONS
+            if op.reach is not None and old == op.in0:
                 return False
             if index > written or (index == written and convolved):
                 return False
@@ -77,8 +76,8 @@ class StagePlan:
             rows.append((begin, end))
             for op in stage.ops:
                 for name in op.inputs:
-                    reach = op.reach() if name == op.in0 else None
-                    ratio = op.integers[0] if op.code == kernels.RESIZE else 1
+                    reach = op.reach if name == op.in0 else None
+                    ratio = op.zoom
                     need = (begin // ratio - (reach or 0), -(-end // ratio) + (reach or 0))
                     old = wanted.get(name, need)
                     wanted[name] = (min(old[0], need[0]), max(old[1], need[1]))
@@ -87,7 +86,7 @@ class StagePlan:
 
 def _stage_up(op: TileOp, types: Mapping[str, ValueType]) -> int:
     """Magnification at which an operation runs: that of its result, but of its operand where it spreads pixels."""
-    name = op.in0 if op.code == kernels.SHUFFLE else op.outputs[0]
+    name = op.in0 if op.kind == "pixel_shuffle" else op.outputs[0]
     return types[name].up
 
 
@@ -99,17 +98,17 @@ def _levels(ops: list[TileOp]) -> list[int]:
     for op in ops:
         level = 0
         for name in op.inputs:
-            whole = (name == op.in0 and op.reach() is not None) or name in shuffled
+            whole = (name == op.in0 and op.reach is not None) or name in shuffled
             level = max(level, made_at[name] + 1 if whole else made_at[name])
         levels.append(level)
         made_at.update({name: level for name in op.outputs})
-        if op.code == kernels.SHUFFLE:
+        if op.kind == "pixel_shuffle":
             shuffled.update(op.outputs)
     # The input is at hand all the time, its magnified copy need not be: make it where it is read.
     for index, op in enumerate(ops):
-        if op.code == kernels.RESIZE and op.in0 == INPUT:
+        if op.kind == "resize" and op.in0 == INPUT:
             readers = [
-                levels[at] - int(op.out0 == reader.in0 and reader.reach() is not None)
+                levels[at] - int(op.out0 == reader.in0 and reader.reach is not None)
                 for at, reader in enumerate(ops)
                 if op.out0 in reader.inputs
             ]
@@ -133,17 +132,17 @@ def plan_stages(graph: Graph, ops: list[TileOp], *, keep: bool = False) -> Stage
         at = number[level, _stage_up(op, types)]
         stages[at].ops.append(op)
         home.update({name: at for name in op.outputs})
-        if op.code == kernels.SHUFFLE or keep:
+        if op.kind == "pixel_shuffle" or keep:
             whole.update(op.outputs)
         for name in op.inputs:
-            spatial = name == op.in0 and op.reach() is not None
-            if spatial and op.code != kernels.RESIZE:
+            spatial = name == op.in0 and op.reach is not None
+            if spatial and op.kind != "resize":
                 pads[name] = max(pads.get(name, 0), op.kernel // 2)
             if spatial or home[name] != at:
                 whole.add(name)
             last_use[name] = max(at, last_use.get(name, -1))
     for stage in stages:
         stage.whole = [name for op in stage.ops for name in op.outputs if name in whole]
-    binary = [at for at, stage in enumerate(stages) if any(op.code == kernels.BINARY_CONV for op in stage.ops)]
+    binary = [at for at, stage in enumerate(stages) if any(op.kind == "binary_conv2d" for op in stage.ops)]
     tail = len(stages) if keep else binary[-1] + 1 if binary else 0
     return StagePlan(stages=stages, pads=pads, tail=tail, last_use=last_use)

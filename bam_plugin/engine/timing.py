@@ -22,11 +22,11 @@ from bam_plugin.engine import kernels
 from bam_plugin.engine.engine import Engine
 from bam_plugin.engine.parameters import Weights
 from bam_plugin.engine.program import Program
+from bam_plugin.packed.bits import words_for
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.integers import at_precision
 from bam_plugin.packed.precision import FLOAT, read_offers
-from bam_plugin.packed.reference import words_for
 
 _MEMORY_PROGRAM = """
 import resource, sys

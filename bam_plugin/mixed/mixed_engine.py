@@ -26,10 +26,10 @@ from bam_plugin.mixed import torch_op
 from bam_plugin.mixed.mixed_network import load_network, sizes_of
 from bam_plugin.mixed.reach import run_fitted
 from bam_plugin.mixed.torch_module import PackedConv2d, packed_layers
+from bam_plugin.packed.bits import words_for
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.precision import FLOAT, check_precision
-from bam_plugin.packed.reference import words_for
 
 _PROBE_SIZE = 48  # edge of the picture on which memory is measured
 _UNSEEN = 1.3  # what operators allocate and free inside, over the maps that can be seen

@@ -18,10 +18,10 @@ from bam_plugin.mixed import torch_op
 from bam_plugin.mixed.activation_steps import activation_steps, finite_array
 from bam_plugin.nn.activations import FloatActivation, XNORSign
 from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.bits import pack_filters
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.graph import packed_filter_bytes
 from bam_plugin.packed.mixed_format import BinaryLayer
-from bam_plugin.packed.reference import pack_filters
 
 
 class PackedConv2d(nn.Module):

@@ -1,7 +1,7 @@
 """The graph of a packed network: typed values, and nodes in order of execution that each make one of them.
 
-Values are either float maps (H, W, C) or sign maps (packed bits of the same H, W, C). The table in `op_rules.py` says
-what an operation accepts and makes; `graph_builder.py` checks graphs against it. Meaning and rounding: `reference.py`.
+Values are either float maps (H, W, C) or sign maps (packed bits of the same H, W, C). The records in `ops/` say what an
+operation accepts, makes and computes; `graph_builder.py` checks graphs against them.
 """
 
 from __future__ import annotations

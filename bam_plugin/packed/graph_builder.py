@@ -8,7 +8,7 @@ import numpy as np
 
 from bam_plugin.packed.errors import InvalidGraphError
 from bam_plugin.packed.graph import INPUT, Graph, Node, ValueType
-from bam_plugin.packed.op_rules import MAX_CHANNELS, infer_type
+from bam_plugin.packed.ops import MAX_CHANNELS, infer_type
 
 MAX_NODES = 100_000
 

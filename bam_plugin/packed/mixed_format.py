@@ -17,7 +17,7 @@ import numpy as np
 from bam_plugin.packed.container import check_fields, digest
 from bam_plugin.packed.errors import InvalidLayerError, MissingTensorError, NotPackedError, TensorShapeError
 from bam_plugin.packed.graph import ALPHABETS, packed_filter_bytes
-from bam_plugin.packed.op_rules import MAX_CHANNELS, MAX_KERNEL, MAX_UP
+from bam_plugin.packed.ops import MAX_CHANNELS, MAX_KERNEL, MAX_UP
 
 VERSION = 2
 KIND = "mixed"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from bam_plugin.packed.bits import pack_filters
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import packed_filter_bytes
 from bam_plugin.packed.graph_builder import GraphBuilder
-from bam_plugin.packed.reference import pack_filters
 
 
 def random_filters(generator: np.random.Generator, out: int, kernel: int, channels: int) -> np.ndarray:

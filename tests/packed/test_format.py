@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from bam_plugin.packed import errors, read_packed, write_packed
+from bam_plugin.packed.bits import bits_to_words, pack_filters, unpack_filters, words_to_bits
 from bam_plugin.packed.container import METADATA_KEY, NEWEST_VERSION
 from bam_plugin.packed.format import PackedModel, pack_model, unpack_model
 from bam_plugin.packed.graph import packed_filter_bytes
 from bam_plugin.packed.graph_builder import GraphBuilder
-from bam_plugin.packed.reference import bits_to_words, pack_filters, unpack_filters, words_to_bits
 
 
 @settings(max_examples=30, deadline=None)

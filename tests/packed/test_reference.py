@@ -12,7 +12,8 @@ from helpers.packed_models import random_filters, random_floats, small_model
 from torch import nn
 
 from bam_plugin.engine import Engine, blas, engine
-from bam_plugin.packed import EngineError, reference
+from bam_plugin.packed import EngineError, bits
+from bam_plugin.packed.ops import convolution, pointwise, sizes
 from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
 
 
@@ -32,13 +33,13 @@ def test_binary_conv_equals_the_float_convolution_of_signs(kernel, channels, siz
     negative = generator.random((*size, channels)) < 0.5
     packed = random_filters(generator, 5, kernel, channels)
     scale = random_floats(generator, 5)
-    filters = np.where(reference.unpack_filters(packed, kernel, channels), -1.0, 1.0).astype(np.float32)
+    filters = np.where(bits.unpack_filters(packed, kernel, channels), -1.0, 1.0).astype(np.float32)
     arguments = {"weight": packed, "scale": scale, "kernel": kernel, "channels": channels}
     for alphabet, low in (("-1,+1", -1.0), ("0,1", 0.0)):
         values = torch.from_numpy(np.where(negative, low, 1.0).astype(np.float32).transpose(2, 0, 1))[None]
         dot = from_torch(F.conv2d(values, torch.from_numpy(filters.transpose(0, 3, 1, 2)), padding=kernel // 2))
-        for module in (reference, blas):
-            result = module.binary_conv2d(reference.bits_to_words(negative), alphabet=alphabet, **arguments)
+        for module in (convolution, blas):
+            result = module.binary_conv2d(bits.bits_to_words(negative), alphabet=alphabet, **arguments)
             assert result.dtype == np.float32
             assert np.array_equal(result, scale * dot), module.__name__
 
@@ -50,17 +51,17 @@ def test_fused_multiply_add_rounds_once():
     # Addends that cancel or tie with the product are where two roundings would differ from one.
     addend = -(left * right) + random_floats(generator, count) * np.float32(2.0) ** generator.integers(-40, 2, count)
     addend = addend.astype(np.float32)
-    result = reference.fused_multiply_add(left, right, addend)
+    result = convolution.fused_multiply_add(left, right, addend)
     for a, b, c, found in zip(left, right, addend, result, strict=True):
         exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
         off = abs(Fraction(float(found)) - exact)
         for neighbour in (np.nextafter(found, np.float32(np.inf)), np.nextafter(found, np.float32(-np.inf))):
             assert off <= abs(Fraction(float(neighbour)) - exact)
     # 1 + 2^-24 + 2^-60: rounding to float64 first would lose the last term and tie to even.
-    tie = reference.fused_multiply_add(np.float32([2**-30]), np.float32([2**-30]), np.float32([1]))
+    tie = convolution.fused_multiply_add(np.float32([2**-30]), np.float32([2**-30]), np.float32([1]))
     assert tie == 1
     product = np.float32([1 + 2**-12])  # its square is 1 + 2^-11 + 2^-24: half a unit above a float32, plus nothing
-    assert reference.fused_multiply_add(product, product, np.float32([2**-50])) > np.float32(1 + 2**-11)
+    assert convolution.fused_multiply_add(product, product, np.float32([2**-50])) > np.float32(1 + 2**-11)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -74,22 +75,22 @@ def test_conv2d(kernel):
     expected = from_torch(
         F.conv2d(to_torch(value), torch.from_numpy(weight), torch.from_numpy(bias), padding=kernel // 2)
     )
-    for module in (reference, blas):
+    for module in (convolution, blas):
         np.testing.assert_allclose(module.conv2d(value, weight=weight, bias=bias), expected, rtol=1e-5, atol=2e-5)
-    without = reference.conv2d(value, weight=weight)
+    without = convolution.conv2d(value, weight=weight)
     np.testing.assert_allclose(without + bias, expected, rtol=1e-5, atol=2e-5)
 
 
 CASES = {
-    "relu": (lambda v: reference.relu(v), lambda t: F.relu(t)),
-    "leaky_relu": (lambda v: reference.leaky_relu(v, slope=0.125), lambda t: F.leaky_relu(t, 0.125)),
+    "relu": (lambda v: pointwise.relu(v), lambda t: F.relu(t)),
+    "leaky_relu": (lambda v: pointwise.leaky_relu(v, slope=0.125), lambda t: F.leaky_relu(t, 0.125)),
     "prelu": (
-        lambda v: reference.prelu(v, slope=np.float32([0.5, -0.3, 2, 0])),
+        lambda v: pointwise.prelu(v, slope=np.float32([0.5, -0.3, 2, 0])),
         lambda t: F.prelu(t, torch.tensor([0.5, -0.3, 2, 0])),
     ),
-    "clamp": (lambda v: reference.clamp(v, low=-0.5, high=0.25), lambda t: t.clamp(-0.5, 0.25)),
-    "scale": (lambda v: reference.scale(v, factor=0.1), lambda t: t * 0.1),
-    "pixel_shuffle": (lambda v: reference.pixel_shuffle(v, factor=2), lambda t: F.pixel_shuffle(t, 2)),
+    "clamp": (lambda v: pointwise.clamp(v, low=-0.5, high=0.25), lambda t: t.clamp(-0.5, 0.25)),
+    "scale": (lambda v: pointwise.scale(v, factor=0.1), lambda t: t * 0.1),
+    "pixel_shuffle": (lambda v: sizes.pixel_shuffle(v, factor=2), lambda t: F.pixel_shuffle(t, 2)),
 }
 
 
@@ -105,7 +106,7 @@ def test_channel_mean(channels):
     value = random_floats(np.random.default_rng(2), 4, 5, channels)
     exact = value.astype(np.float64)
     for statistic, expected in (("mean", exact), ("mean_abs", np.abs(exact))):
-        result = reference.channel_mean(value, statistic=statistic)
+        result = pointwise.channel_mean(value, statistic=statistic)
         assert result.shape == (4, 5, 1) and result.dtype == np.float32
         np.testing.assert_allclose(result[..., 0], expected.mean(axis=-1), rtol=1e-5, atol=1e-6)
     # The order of the sum is part of the contract: lanes first, then halves.
@@ -114,7 +115,7 @@ def test_channel_mean(channels):
         lanes[channel % 16] = lanes[channel % 16] + value[1, 2, channel]
     for half in (8, 4, 2, 1):
         lanes = lanes[:half] + lanes[half : 2 * half]
-    assert reference.channel_mean(value, statistic="mean")[1, 2, 0] == lanes[0] * np.float32(1 / channels)
+    assert pointwise.channel_mean(value, statistic="mean")[1, 2, 0] == lanes[0] * np.float32(1 / channels)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
@@ -124,14 +125,14 @@ def test_resize(mode, factor, size):
     value = random_floats(np.random.default_rng(3), *size, 3)
     options = {} if mode == "nearest" else {"align_corners": False}
     expected = from_torch(F.interpolate(to_torch(value), scale_factor=factor, mode=mode, **options))
-    np.testing.assert_allclose(reference.resize(value, factor=factor, mode=mode), expected, atol=2e-6)
+    np.testing.assert_allclose(sizes.resize(value, factor=factor, mode=mode), expected, atol=2e-6)
 
 
 def test_resize_of_a_part_equals_the_part():
     value = random_floats(np.random.default_rng(3), 40, 30, 3)
     for mode in ("nearest", "bilinear", "bicubic"):
-        whole = reference.resize(value, factor=3, mode=mode)
-        part = reference.resize(value[10:30, 7:25], factor=3, mode=mode)
+        whole = sizes.resize(value, factor=3, mode=mode)
+        part = sizes.resize(value[10:30, 7:25], factor=3, mode=mode)
         assert np.array_equal(whole[36:84, 27:69], part[6:54, 6:48])
 
 
@@ -172,7 +173,7 @@ def test_thresholds_match_batch_norm_in_torch():
     value = random_floats(generator, 40, 40, 64)
     with torch.no_grad():
         expected = from_torch(norm(to_torch(value)))
-    positive = ~reference.words_to_bits(reference.threshold(value, threshold=threshold, flip=flip), 64)
+    positive = ~bits.words_to_bits(pointwise.threshold(value, threshold=threshold, flip=flip), 64)
     clear = np.abs(expected) > 1e-5  # torch rounds a and b in its own order; next to zero signs may differ
     assert clear.mean() > 0.999
     assert np.array_equal(positive[clear], (expected >= 0)[clear])

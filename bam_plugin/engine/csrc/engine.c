@@ -2,6 +2,7 @@
 #include "bam.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #ifndef BAM_NO_THREADS
 #include <pthread.h>
@@ -9,8 +10,7 @@
 #include <stdatomic.h>
 #endif
 
-#define ABI_VERSION 4
-#define MAX_THREADS 256
+#define ABI_VERSION 5
 
 static const bam_isa *const table[] = {
 #ifdef BAM_BUILD_AVX512
@@ -34,6 +34,30 @@ int bam_isa_max_vectors(int isa) { return table[isa]->max_vectors; }
 int bam_isa_dot_bytes(int isa) { return table[isa]->dot_bytes; }
 uint64_t bam_count_steps(int isa, int64_t steps, uint64_t seed) { return table[isa]->count_steps(steps, seed); }
 int bam_isa_supported(int isa) { return table[isa]->supported(); }
+
+/* The numbers that Python shares with the kernels, by name; -1 for any other. */
+int bam_number(const char *name) {
+    static const struct {
+        const char *name;
+        int value;
+    } numbers[] = {
+        {"group", BAM_GROUP},           {"narrow", BAM_NARROW},
+        {"max_kernel", BAM_MAX_KERNEL}, {"max_tile", BAM_MAX_TILE},
+        {"max_patch", BAM_MAX_PATCH},   {"max_threads", BAM_MAX_THREADS},
+        {"byte_zero", BAM_BYTE_ZERO},   {"slack_pixels", BAM_SLACK_PIXELS},
+        {"float_slack", BAM_FLOAT_SLACK},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!strcmp(numbers[i].name, name)) return numbers[i].value;
+    return -1;
+}
+
+/* The operations by their codes; NULL behind the last one. */
+const char *bam_operation_name(int code) {
+    const bam_isa *isa = &bam_isa_portable;
+    return code >= 0 && code < isa->operation_count ? isa->operations[code].name : NULL;
+}
+
 /* So that Python can compare with its own idea of the layouts. */
 int bam_sizeof(int what) {
     return (int)(what == 0 ? sizeof(bam_map) : what == 1 ? sizeof(bam_op) : what == 2 ? sizeof(bam_stage) : 0);
@@ -105,11 +129,11 @@ static void *work(void *argument) {
  * Returns 0, or 1 when there is no memory. */
 int bam_run(int isa, const bam_stage *stages, int stage_count, const bam_map *maps, uint8_t *scratch,
             int64_t scratch_bytes, int threads) {
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (threads > BAM_MAX_THREADS) threads = BAM_MAX_THREADS;
     job_t job = {.isa = table[isa], .stages = stages, .maps = maps, .scratch = scratch, .scratch_bytes = scratch_bytes,
                  .stage_count = stage_count};
-    worker_t workers[MAX_THREADS];
-    pthread_t handles[MAX_THREADS];
+    worker_t workers[BAM_MAX_THREADS];
+    pthread_t handles[BAM_MAX_THREADS];
     job.next_row = calloc((size_t)stage_count + 1, sizeof *job.next_row);
     if (!job.next_row) return 1;
     int started = 1;

@@ -71,5 +71,5 @@ static inline void vf_bits_store(uint8_t *p, unsigned value) {
 #include "tile_ops.h"
 
 static int supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-const bam_isa bam_isa_avx2 = {"avx2", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};
+const bam_isa bam_isa_avx2 = {"avx2", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, RUN_TILE, count_steps};
 #endif

@@ -87,5 +87,5 @@ static int supported(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vnni");
 }
-const bam_isa bam_isa_avx512 = {"avx512", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};
+const bam_isa bam_isa_avx512 = {"avx512", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, RUN_TILE, count_steps};
 #endif

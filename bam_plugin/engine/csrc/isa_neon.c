@@ -63,5 +63,5 @@ static inline __attribute__((always_inline)) unsigned vf_ge_bits(float32x4_t x, 
 #include "tile_ops.h"
 
 static int supported(void) { return 1; }
-const bam_isa bam_isa_neon = {"neon", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};
+const bam_isa bam_isa_neon = {"neon", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, RUN_TILE, count_steps};
 #endif

@@ -86,4 +86,4 @@ FN VC vc_add(VC c, VW a) { for (int l = 0; l < 4; l++) c.v[l] += popcount(a.v[l]
 #include "tile_ops.h"
 
 static int supported(void) { return 1; }
-const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, run_tile, count_steps};
+const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, RUN_TILE, count_steps};

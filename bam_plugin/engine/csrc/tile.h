@@ -21,7 +21,7 @@
  *                        channels, for so many pixels at once
  *
  * Plain loops are left to the compiler, which may use the file's instruction set; -ffp-contract=off keeps it from fusing
- * what reference.py does not fuse.
+ * what the reference does not fuse.
  */
 #ifndef BAM_TILE_H
 #define BAM_TILE_H
@@ -33,21 +33,17 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
-#define GROUP 16 /* floats: the unit of padded channels and the lanes of a channel mean */
-#define MAX_KERNEL 31
-#define MAX_TILE 48 /* pixels, as in program.py */
+#define GROUP BAM_GROUP
+#define MAX_KERNEL BAM_MAX_KERNEL
+#define MAX_TILE BAM_MAX_TILE
 #define UNROLL _Pragma("GCC unroll 16")
 
-INLINE int stride_of(int channels) { return channels < 8 ? channels : (channels + GROUP - 1) / GROUP * GROUP; }
+INLINE int stride_of(int channels) { return channels < BAM_NARROW ? channels : (channels + GROUP - 1) / GROUP * GROUP; }
 INLINE int int_stride(int channels) { return (channels + GROUP - 1) / GROUP * GROUP; }
 INLINE int words_of(int channels) { return (channels + 63) / 64; }
 INLINE int blocks_of(int channels) { return (stride_of(channels) + BAM_LANES - 1) / BAM_LANES; }
 
-typedef struct {
-    const bam_map *maps;
-    uint8_t *scratch;
-    int y, x, count;
-} tile_t;
+typedef bam_tile tile_t;
 
 INLINE uint8_t *row_of(const bam_map *map, int y) {
     if (y < 0 || y >= map->height) return (uint8_t *)map->zeros;

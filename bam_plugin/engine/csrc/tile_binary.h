@@ -177,6 +177,9 @@ INLINE int cut_segments(segment_t *segments, const int32_t *classes, const int32
     return found;
 }
 
+/* in0 signs, in1 floats to add (optional), out0 floats (optional), out1 signs (optional). p0 weights, p1 scale, p2 base
+ * (row classes, column classes, out), p3 row class of each row, p4 column class of each column, p5 thresholds, p6 flips as
+ * words; i0 = column classes, i1 = words of a patch (tile_patch.h) or 0. */
 NOINLINE void binary_conv_op(const tile_t *t, const bam_op *op) {
     const int words = words_of(op->in_channels), patch_words = op->i1;
     const uint8_t *rows[MAX_KERNEL];

@@ -152,7 +152,9 @@ NOINLINE void conv_few(const tile_t *t, const bam_op *op) {
         for (int o = 0; o < outputs; o++) *out++ = sums[o][p];
 }
 
+/* p0 weights, p1 bias */
 NOINLINE void conv_op(const tile_t *t, const bam_op *op) {
+    if (takes_few(op)) { conv_few(t, op); return; }
     const int in_stride = stride_of(op->in_channels), out_stride = stride_of(op->out_channels);
     const int dense = in_stride == op->in_channels; /* else the zeros behind each pixel are passed over */
     const uint8_t *rows[MAX_KERNEL];

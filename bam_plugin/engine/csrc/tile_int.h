@@ -11,11 +11,12 @@ INLINE int64_t int_pixel(const bam_op *op, int channels) { return (int64_t)int_s
 INLINE void int_store(uint8_t *out, VF value, VF inverse, VF limit, const int bytes) {
     const VI rounded = vf_round(vf_limit(vf_mul(value, inverse), limit));
     if (bytes)
-        vi_store_bytes(out, vi_add(rounded, vi_set1(128)));
+        vi_store_bytes(out, vi_add(rounded, vi_set1(BAM_BYTE_ZERO)));
     else
         vi_store_halves(out, rounded);
 }
 
+/* in0 floats, out0 integers (i0 = 1: bytes); p0 inverse, f0 limit */
 NOINLINE void quantize_op(const tile_t *t, const bam_op *op) {
     const int stride = stride_of(op->in_channels), size = op->i0 ? 1 : 2;
     const float *x = locate(t, op->in0), *inverse = op->p0;
@@ -111,7 +112,9 @@ INT_CHUNKS(1)
 #endif
 
 /* Few output channels would leave most lanes of a register idle: the filters then make a group of i1 neighbouring pixels
- * at once, each with its own zeros around the kernel. The last group of a tile may reach beyond it, whatever stands there. */
+ * at once, each with its own zeros around the kernel. The last group of a tile may reach beyond it, whatever stands there.
+ * in0 integers (i0 = 1: bytes), out0 floats, or out1 integers by p4 inverse and f0 limit; p0 weights, p1 scale, p2 start,
+ * p3 bias. */
 NOINLINE void int_conv_op(const tile_t *t, const bam_op *op) {
     static void (*const chunks[2][BAM_MAX_VECTORS])(const int_conv_t *) = {
         INT_CHUNK_TABLE(0),

@@ -196,6 +196,7 @@ INLINE void shuffle_pixels(const uint8_t *x, int64_t in_stride, uint8_t *row, in
         }
 }
 
+/* i0 factor; i1 = 1: channels already stand in the order (row, column, channel); i2 bytes each */
 NOINLINE void shuffle_op(const tile_t *t, const bam_op *op) {
     const int factor = op->i0, channels = op->out_channels, size = op->i2;
     const int64_t in_stride = size * (size == 4 ? stride_of(op->in_channels) : int_stride(op->in_channels));
@@ -215,7 +216,8 @@ NOINLINE void shuffle_op(const tile_t *t, const bam_op *op) {
 #define MAX_TAPS 4
 #define RESIZE_CHUNK 256
 
-/* Along x into one line per tap of y, then along y. */
+/* Along x into one line per tap of y, then along y. i0 factor, i1 taps, p0 offsets int32 (factor), p1 weights (factor,
+ * taps). */
 NOINLINE void resize_op(const tile_t *t, const bam_op *op) {
     const int factor = op->i0, taps = op->i1, stride = stride_of(op->in_channels);
     const int32_t *offsets = op->p0;
@@ -282,31 +284,56 @@ static uint64_t count_steps(int64_t steps, uint64_t seed) {
 
 /* ---- one tile through all operations ---- */
 
-static void run_tile(const bam_stage *stage, const bam_map *maps, uint8_t *scratch, int y, int x, int count) {
-    const tile_t tile = {maps, scratch, y, x, count}, *t = &tile;
-    for (int k = 0; k < stage->op_count; k++) {
-        const bam_op *op = stage->ops + k;
-        const int stride = stride_of(op->out_channels), n = count * stride;
-        if (op->code == BAM_BINARY_CONV) { binary_conv_op(t, op); continue; }
-        if (op->code == BAM_CONV) { takes_few(op) ? conv_few(t, op) : conv_op(t, op); continue; }
-        if (op->code == BAM_QUANTIZE) { quantize_op(t, op); continue; }
-        if (op->code == BAM_INT_CONV) { int_conv_op(t, op); continue; }
-        if (op->code == BAM_SHUFFLE) { shuffle_op(t, op); continue; }
-        if (op->code == BAM_RESIZE) { resize_op(t, op); continue; }
-        const float *in0 = locate(t, op->in0), *in1 = locate(t, op->in1);
-        float *out = locate(t, op->out0);
-        switch (op->code) {
-        case BAM_THRESHOLD: threshold_tile(in0, (uint64_t *)out, count, op->in_channels, op->p5, op->p6); break;
-        case BAM_RELU: relu_tile(in0, out, n); break;
-        case BAM_LEAKY_RELU: leaky_relu_tile(in0, out, n, op->f0); break;
-        case BAM_PRELU: prelu_tile(in0, out, count, stride, op->p0); break;
-        case BAM_AFFINE: affine_tile(in0, out, count, stride, op->p0, op->p1); break;
-        case BAM_ADD: op->i0 ? spread_tile(in0, in1, out, count, op->out_channels, 0) : add_tile(in0, in1, out, n); break;
-        case BAM_MUL: op->i0 ? spread_tile(in0, in1, out, count, op->out_channels, 1) : mul_tile(in0, in1, out, n); break;
-        case BAM_SCALE: scale_tile(in0, out, n, op->f0); break;
-        case BAM_CLAMP: clamp_tile(in0, out, count, op->out_channels, op->f0, op->f1); break;
-        case BAM_MEAN: mean_tile(in0, out, count, op->in_channels, op->i0, op->f0); break;
-        case BAM_WEIGH: weigh_tile(op, in0, in1, out, locate(t, op->out1), count); break;
-        }
+/* What each operation reads besides its operands and channels. Maps of floats if nothing else is said. */
+#define POINTWISE(NAME, ...)                                        \
+    NOINLINE void NAME(const tile_t *t, const bam_op *op) {         \
+        const float *x = locate(t, op->in0);                        \
+        float *out = locate(t, op->out0);                           \
+        const int stride = stride_of(op->out_channels), n = t->count * stride; \
+        (void)stride, (void)n;                                      \
+        __VA_ARGS__                                                 \
     }
+
+POINTWISE(relu_op, relu_tile(x, out, n);)
+/* f0 slope */
+POINTWISE(leaky_relu_op, leaky_relu_tile(x, out, n, op->f0);)
+/* p0 slope */
+POINTWISE(prelu_op, prelu_tile(x, out, t->count, stride, op->p0);)
+/* p0 scale, p1 shift */
+POINTWISE(affine_op, affine_tile(x, out, t->count, stride, op->p0, op->p1);)
+/* f0 factor */
+POINTWISE(scale_op, scale_tile(x, out, n, op->f0);)
+/* f0 low, f1 high */
+POINTWISE(clamp_op, clamp_tile(x, out, t->count, op->out_channels, op->f0, op->f1);)
+/* i0 = 1: of magnitudes; f0 = 1 / C */
+POINTWISE(mean_op, mean_tile(x, out, t->count, op->in_channels, op->i0, op->f0);)
+/* i0 = 1: in1 has one channel */
+POINTWISE(add_op, const float *y = locate(t, op->in1);
+          op->i0 ? spread_tile(x, y, out, t->count, op->out_channels, 0) : add_tile(x, y, out, n);)
+POINTWISE(mul_op, const float *y = locate(t, op->in1);
+          op->i0 ? spread_tile(x, y, out, t->count, op->out_channels, 1) : mul_tile(x, y, out, n);)
+/* in0 * fl(fl(mean * f1) + f2), the mean as in mean_op; in1 is added and out1 are the signs, where they are */
+POINTWISE(weigh_op, weigh_tile(op, x, locate(t, op->in1), out, locate(t, op->out1), t->count);)
+
+/* p5 thresholds, p6 flips as words; out0 signs */
+NOINLINE void threshold_op(const tile_t *t, const bam_op *op) {
+    threshold_tile(locate(t, op->in0), locate(t, op->out0), t->count, op->in_channels, op->p5, op->p6);
 }
+
+/* An operation's code is its place here. kernels.py reads the names. */
+static const bam_operation operations[] = {
+    {"binary_conv2d", binary_conv_op}, {"conv2d", conv_op},     {"int_conv2d", int_conv_op},
+    {"threshold", threshold_op},       {"relu", relu_op},       {"leaky_relu", leaky_relu_op},
+    {"prelu", prelu_op},               {"affine", affine_op},   {"add", add_op},
+    {"mul", mul_op},                   {"scale", scale_op},     {"clamp", clamp_op},
+    {"channel_mean", mean_op},         {"weigh", weigh_op},     {"quantize", quantize_op},
+    {"pixel_shuffle", shuffle_op},     {"resize", resize_op},
+};
+
+static void run_tile(const bam_stage *stage, const bam_map *maps, uint8_t *scratch, int y, int x, int count) {
+    const tile_t tile = {maps, scratch, y, x, count};
+    for (int k = 0; k < stage->op_count; k++) operations[stage->ops[k].code].run(&tile, stage->ops + k);
+}
+
+/* The part of a bam_isa that this header makes. */
+#define RUN_TILE run_tile, operations, sizeof operations / sizeof *operations

@@ -13,7 +13,7 @@
  */
 #include "tile.h"
 
-#define MAX_PATCH 31 /* words; also in kernels.py. Odd, as are all numbers of words. */
+#define MAX_PATCH BAM_MAX_PATCH
 
 /* Words of all pixels of a tile, one plane per word of the patch; after carry_save() also the sums. */
 typedef uint64_t patch_t[MAX_PATCH + MAX_PATCH / 2][MAX_TILE];
