@@ -70,11 +70,9 @@ def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> Til
     """The operation of one node alone."""
     arrays = {role: tensors[name] for role, name in node.tensors.items()}
     tile = OPERATIONS[node.op].tile(node, [graph.types[name] for name in node.inputs], arrays)
-    in0, in1 = (*node.inputs, None)[:2]
-    if tile.swap:
-        assert in1 is not None
-        in0, in1 = in1, in0
-    op = TileOp(node.op, in0, node.name, in1, kernel=tile.kernel, floats=tile.floats, integers=tile.integers)
+    operands = node.inputs[::-1] if tile.swap else node.inputs
+    op = TileOp(node.op, operands[0], node.name, kernel=tile.kernel, floats=tile.floats, integers=tile.integers)
+    op.in1 = operands[1] if len(operands) > 1 else None
     op.channels, op.tables, op.weights = tile.channels, tile.tables, tile.weights
     op.alphabet, op.reach, op.zoom = tile.alphabet, tile.reach, tile.zoom
     if node.op == "threshold":
