@@ -10,7 +10,7 @@ To add an operation, touch these places:
 2. `engine/csrc/tile_ops.h` (or a header that it includes): the kernel, and its name in the table `operations` there;
 3. `conversion/lowering_ops.py`: which torch modules, functions or methods become it;
 4. `conversion/twins.py`: the same in float, for ONNX and for PyTorch;
-5. a test in `tests/engine/test_packed_kernels.py` (a line of `OPS`), which compares every instruction set with the
+5. a test in `tests/engine/test_kernels.py` (a line of `OPS`), which compares every instruction set with the
    reference, and `every_operation` in `tests/helpers/packed_models.py`, which compares the twins;
 6. the table in `docs/packed_format.md`.
 """
