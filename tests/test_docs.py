@@ -13,7 +13,7 @@ from helpers.places import ROOT
 
 from bam_plugin.cli import COMMANDS, build_parser
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "bam_plugin/zoo/MODEL_CARD.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(
     r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|<(?:img|a)\b[^>]*\b(?:src|href)=\"([^\"]+)\"|^\[[^\]]+\]:\s*(\S+)", re.M
 )
