@@ -24,7 +24,7 @@ ARROWS = {
     "mixed": "nn packed engine toolbox",
     "archs": "nn packed engine mixed pictures toolbox",
     "config": "nn optim toolbox",
-    "conversion": "nn packed engine mixed config toolbox",
+    "conversion": "nn packed engine mixed pictures config toolbox",
     "models": "nn optim data toolbox",
     "train": "models config toolbox",
     "bench": "packed engine conversion",

@@ -58,18 +58,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_image(path: Path, channels: int) -> Any:
-    import numpy as np
+    from bam_plugin.pictures.bgr import network_input
+    from bam_plugin.pictures.errors import PictureError
+    from bam_plugin.pictures.read import read_picture
 
-    from bam_plugin.conversion.verify import decode_picture
-
-    try:
-        content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-    except OSError as error:
-        raise ConvertError(f"--images: cannot read {path} ({error})") from None
-    image = decode_picture(content, channels) if channels in (1, 3) else None
-    if image is None:
+    if channels not in (1, 3):
         raise ConvertError(f"--images: {path} is not a picture that a network of {channels} channels takes")
-    return image
+    try:
+        return network_input(read_picture(path), channels)
+    except PictureError as error:
+        raise ConvertError(f"--images: {error}") from None
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

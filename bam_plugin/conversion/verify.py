@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -29,6 +28,8 @@ from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.nn.activations import ActivationBinarizer
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.bits import words_to_bits
+from bam_plugin.pictures.bgr import network_input
+from bam_plugin.pictures.read import read_picture
 
 SEED = 20200823
 Run = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]  # image -> picture, bits (True = low) by name
@@ -116,21 +117,8 @@ def default_images(channels: int) -> list[np.ndarray]:
     """The seeded pictures, and for networks of 1 or 3 channels a real one, 85 x 63 (H, W)."""
     images = seeded_images(channels)
     if channels in (1, 3):
-        content = np.frombuffer((Path(__file__).parent / "photo.png").read_bytes(), dtype=np.uint8)
-        photo = decode_picture(content, channels)
-        assert photo is not None
-        images.append(photo)
+        images.append(network_input(read_picture(Path(__file__).parent / "photo.png"), channels))
     return images
-
-
-def decode_picture(content: np.ndarray, channels: int) -> np.ndarray | None:
-    """The bytes of a picture file -> float32 (H, W, channels) in [0, 1], grey or RGB; None if it cannot be read."""
-    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    pixels = cv2.imdecode(content, flag) if content.size else None
-    if pixels is None:
-        return None
-    pixels = pixels[:, :, None] if channels == 1 else pixels[:, :, ::-1]
-    return np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(255)
 
 
 def _to_8_bit(image: np.ndarray) -> np.ndarray:

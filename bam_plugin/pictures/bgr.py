@@ -36,6 +36,16 @@ def to_bgr(picture: Picture, *, keep_grey: bool = False) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGR)
 
 
+def network_input(picture: Picture, channels: int) -> np.ndarray:
+    """The same image as a network of 1 channel (grey, BT.601) or 3 channels (RGB) takes it: float32 (H, W, channels).
+
+    Values are in [0, 1].
+    """
+    image = to_bgr(picture)
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None] if channels == 1 else image[:, :, ::-1]
+    return np.ascontiguousarray(image, dtype=np.float32) / np.float32(255)
+
+
 def encode_png(image: np.ndarray, *, level: int = 1) -> bytes:
     """PNG bytes of an (H, W) or (H, W, 3) BGR uint8 image; level 0..9 trades time for size."""
     done, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])
