@@ -80,7 +80,6 @@ VARIANTS: dict[str, Variant] = {
     "rsign": Variant(options={"activation_binarizer": "rsign"}),
     "rsign_rprelu": Variant(options={"activation_binarizer": "rsign"}, change=add_rprelu),
     "rprelu": Variant(change=add_rprelu),
-    "affine_filters": Variant(options={"weight_options": {"affine": True}}),
     "no_output_scale": Variant(options={"output_scale": None}),
     "no_skip": Variant(options={"global_skip": None}),
     "bicubic_skip": Variant(options={"global_skip": "bicubic"}),

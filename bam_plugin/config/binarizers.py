@@ -15,7 +15,7 @@ from bam_plugin.config.signatures import check_call
 from bam_plugin.errors import suggest
 
 # What the networks fill in themselves.
-_GIVEN = {"group_index": 0, "num_filters": 1, "num_feat": 1}
+_GIVEN = {"group_index": 0, "num_feat": 1}
 
 
 def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> Iterator[Problem]:
@@ -24,8 +24,7 @@ def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> It
     Yields nothing where `target` takes no binarizer, or where none is chosen (a network in full precision). Values of
     wrong types are the concern of check_call.
     """
-    from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS
-    from bam_plugin.nn.methods import METHODS
+    from bam_plugin.nn import ACTIVATION_BINARIZERS, METHODS, WEIGHT_BINARIZERS
 
     parameters = inspect.signature(target).parameters
     if "binarizer" not in parameters:

@@ -26,7 +26,7 @@ from bam_plugin.conversion.verify import Comparison, compare, default_images
 from bam_plugin.engine.engine import Engine
 from bam_plugin.mixed.mixed_engine import MixedEngine
 from bam_plugin.mixed.mixed_network import make_mixed
-from bam_plugin.mixed.torch_module import binary_layers
+from bam_plugin.nn.binary_conv import binary_convs
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel, pack_model, unpack_model
 from bam_plugin.packed.mixed_format import MixedModel
@@ -81,7 +81,7 @@ def convert_network(
         model = unpack_model(data)  # what is compared is what readers will get
         engine = Engine(model)
     except ConversionError as error:
-        if require_graph or "network_g" not in metadata or not binary_layers(network):
+        if require_graph or "network_g" not in metadata or not binary_convs(network):
             raise
         model, packed = _convert_mixed(network, num_in_ch, metadata, error)
         rows = mixed_rows(network, model)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bam_plugin.conversion.lowering_emitter import Emitter, Magnitude, Value
 from bam_plugin.mixed.activation_steps import activation_steps, finite_array, norm_affine
-from bam_plugin.nn.activations import ActivationBinarizer, FloatActivation, XNORSign
+from bam_plugin.nn.activations import ActivationBinarizer, window_filter
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.packed.bits import pack_filters
 from bam_plugin.packed.errors import ConversionError
@@ -54,7 +54,7 @@ def _binary_conv(emit: Emitter, module: BinaryConv2d, x: Value, previous: tuple[
         raise ConversionError(f"{emit.where}: only stride 1 with size-keeping padding can be packed")
     activation = module.binarize_activation
     pairs = module.decompose(previous)
-    if isinstance(activation, FloatActivation):
+    if activation.alphabet is None:
         terms = (signs * scale.view(-1, 1, 1, 1) for signs, scale in pairs)
         weight = finite_array(functools.reduce(operator.add, terms), emit.where)
         emit.notes[emit.layer] = "not packed: float activations"
@@ -73,7 +73,7 @@ def _binary_conv(emit: Emitter, module: BinaryConv2d, x: Value, previous: tuple[
     bases = f" in {len(filters)} bases" if len(filters) > 1 else ""
     copies = f", {activation.bases} copies" if activation.bases > 1 else ""
     emit.notes[emit.layer] = f"packed{bases}{copies}"
-    if isinstance(activation, XNORSign):
+    if activation.has_magnitude:
         total = emit.add("mul", total, _window_mean(emit, activation, x, module.kernel_size))
     return total
 
@@ -83,16 +83,16 @@ def _signs(emit: Emitter, activation: ActivationBinarizer, x: Value) -> list[tup
     path = f"{emit.where}.binarize_activation"
     return [
         (emit.add("threshold", x, name=path, tensors={"threshold": threshold, "flip": flip}), factor)
-        for threshold, flip, factor in activation_steps(activation, emit.channels(x), path)
+        for threshold, flip, factor in activation_steps(activation, path)
     ]
 
 
-def _window_mean(emit: Emitter, activation: XNORSign, x: Value, kernel: int) -> Value:
-    """The mean over a convolution's window of the mean magnitude of the normalized input."""
-    scale, shift = norm_affine(activation.norm, emit.where)
+def _window_mean(emit: Emitter, activation: ActivationBinarizer, x: Value, kernel: int) -> Value:
+    """The mean over a convolution's window of the magnitude of the binarizer's value."""
+    scale, shift = (finite_array(tensor, emit.where) for tensor in activation.affine())
     normalized = emit.add("affine", x, name=f"{emit.where}.normalized", tensors={"scale": scale, "shift": shift})
     mean = emit.add("channel_mean", normalized, name=f"{emit.where}.magnitude", attrs={"statistic": "mean_abs"})
-    window = np.full((1, 1, kernel, kernel), 1 / kernel**2, dtype=np.float32)
+    window = window_filter(kernel, like=torch.ones(())).numpy()
     return emit.add("conv2d", mean, name=f"{emit.where}.window", tensors={"weight": window})
 
 

@@ -158,24 +158,12 @@ def activation_bases(conv: BinaryConv2d) -> int:
 
 def _on_meta(network: nn.Module) -> nn.Module:
     try:
-        copied = copy.deepcopy(network).to("meta").eval()
+        return copy.deepcopy(network).to("meta").eval()
     except Exception as error:
         raise ProfileError(
             f"{type(network).__name__} cannot be copied to PyTorch's meta device ({error}); pass the bare network, not "
             "one that is wrapped or already ran under autograd hooks"
         ) from error
-    for module in copied.modules():
-        if isinstance(module, BinaryConv2d):
-            _skip_binarization(module)
-    return copied
-
-
-def _skip_binarization(conv: BinaryConv2d) -> None:
-    """Let the weights pass as they are: finding signs and scales needs values, and is not done at inference."""
-    bases = weight_bases(conv)
-    binarizer: Any = conv.binarize_weight
-    binarizer.forward = lambda latent, previous=(): latent
-    binarizer.decompose = lambda latent, previous=(): [(latent, latent.new_empty(latent.shape[0]))] * bases
 
 
 def _forward(network: nn.Module, shape: tuple[int, int, int]) -> Tensor:

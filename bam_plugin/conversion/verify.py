@@ -25,8 +25,7 @@ from torch import nn
 
 from bam_plugin.engine.engine import Engine
 from bam_plugin.mixed.mixed_engine import MixedEngine
-from bam_plugin.nn.activations import ActivationBinarizer
-from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.nn.binary_conv import binary_convs
 from bam_plugin.packed.bits import words_to_bits
 from bam_plugin.pictures.bgr import network_input
 from bam_plugin.pictures.read import read_picture
@@ -133,36 +132,24 @@ def _noted_signs(network: nn.Module, given: Mapping[str, np.ndarray]) -> Iterato
     """
     noted: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def exchange(path: str, activation: ActivationBinarizer, signs: torch.Tensor) -> torch.Tensor:
+    def exchange(path: str, low: float, base: int, signs: torch.Tensor) -> torch.Tensor:
         bits = given.get(_value_name(path, len(noted[path])))
         noted[path].append((signs[0] <= 0).permute(1, 2, 0).cpu().numpy())
         if bits is None:
             return signs
-        low = signs.new_tensor(-1.0 if activation.alphabet == "-1,+1" else 0.0)
-        return torch.where(torch.from_numpy(bits).permute(2, 0, 1)[None].to(signs.device), low, torch.ones_like(signs))
+        is_low = torch.from_numpy(bits).permute(2, 0, 1)[None].to(signs.device)
+        return torch.where(is_low, signs.new_tensor(low), torch.ones_like(signs))
 
-    def split(path: str, activation: ActivationBinarizer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        signs, magnitude = type(activation).split(activation, x)
-        return exchange(path, activation, signs), magnitude
-
-    def decompose(
-        path: str, activation: ActivationBinarizer, x: torch.Tensor
-    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        return [(exchange(path, activation, m), factor) for m, factor in type(activation).decompose(activation, x)]
-
-    replaced = []
+    convs = binary_convs(network)
     try:
-        for name, module in network.named_modules():
-            if isinstance(module, BinaryConv2d) and module.binarize_activation.alphabet is not None:
-                activation = module.binarize_activation
-                view = split if activation.has_magnitude else decompose  # what an evaluation calls
+        for name, conv in convs.items():
+            if conv.binarize_activation.alphabet is not None:
                 path = f"{name}.binarize_activation".lstrip(".")
-                setattr(activation, view.__name__, functools.partial(view, path, activation))
-                replaced.append((activation, view.__name__))
+                conv.map_hook = functools.partial(exchange, path, conv.binarize_activation.low)
         yield noted
     finally:
-        for activation, view_name in replaced:
-            delattr(activation, view_name)
+        for conv in convs.values():
+            conv.map_hook = None
 
 
 def _run_torch(

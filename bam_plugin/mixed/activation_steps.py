@@ -1,26 +1,23 @@
-"""What each activation binarizer is in a packed file: one threshold and direction per channel and base.
+"""What an activation binarizer is in a packed file: one threshold and direction per channel and base.
 
-In evaluation every binarized activation is a step function of its channel's float (see `bam_plugin/nn/activations.py`);
-`thresholds.py` finds the step, this module knows which function it is of.
+The binarizer describes its step functions (`ActivationBinarizer.steps`); here bisection finds the float at which each
+steps, with the binarizer's own code (`thresholds.py`).
 """
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.nn.activations import (
-    ABCActivation,
-    ActivationBinarizer,
-    BatchNormSign,
-    DoReFaActivation,
-    PlainSign,
-    RSign,
-    XNORSign,
-)
+from bam_plugin.nn.activations import ActivationBinarizer, Step, batch_norm_affine
 from bam_plugin.packed.errors import ConversionError
-from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
+from bam_plugin.packed.thresholds import step_thresholds
+
+# Values at which a step function is tried out: the usual ones, and a few beyond.
+_PROBES = torch.cat([torch.linspace(-4, 4, 257), torch.tensor([-1e30, -1e3, -30.0, 30.0, 1e3, 1e30])]).sort().values
 
 
 def finite_array(tensor: Tensor, where: str) -> np.ndarray:
@@ -31,38 +28,42 @@ def finite_array(tensor: Tensor, where: str) -> np.ndarray:
     return array
 
 
+def check_finite(module: nn.Module, where: str) -> None:
+    """A ConversionError if a parameter or statistic of `module` is not finite."""
+    for tensor in module.state_dict().values():
+        finite_array(tensor, where)
+
+
 def norm_affine(norm: nn.BatchNorm2d, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """The a and b of an evaluated BatchNorm, see `batch_norm_affine`."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ConversionError(f"{where}: a BatchNorm without running statistics depends on the image and cannot pack")
-    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
-    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-    mean, variance, gamma, beta = (finite_array(t, where) for t in (norm.running_mean, norm.running_var, gamma, beta))
-    return batch_norm_affine(mean=mean, variance=variance, gamma=gamma, beta=beta, eps=norm.eps)
+    """The float32 scale and shift (C,) of an evaluated BatchNorm, see `batch_norm_affine`."""
+    check_finite(norm, where)
+    try:
+        scale, shift = batch_norm_affine(norm)
+    except ValueError as error:
+        raise ConversionError(f"{where}: {error} and cannot pack") from error
+    return finite_array(scale, where), finite_array(shift, where)
 
 
-def activation_steps(
-    activation: ActivationBinarizer, channels: int, where: str
-) -> list[tuple[np.ndarray, np.ndarray, Tensor | None]]:
+def activation_steps(activation: ActivationBinarizer, where: str) -> list[tuple[np.ndarray, np.ndarray, Tensor | None]]:
     """(threshold (C,), flip (C,), factor or None) of each base of `activation`; `where` names it in errors."""
+    check_finite(activation, where)
+    try:
+        steps = copy.deepcopy(activation).cpu().float().eval().steps()
+    except ValueError as error:
+        raise ConversionError(f"{where}: {error} and cannot pack") from error
+    return [(*_threshold(step, where), step.factor) for step in steps]
 
-    def half(y: np.ndarray) -> np.ndarray:
-        return y >= np.float32(0.5)
 
-    ones = np.ones(channels, dtype=np.float32)
-    if isinstance(activation, BatchNormSign | XNORSign):
-        steps = [step_thresholds(*norm_affine(activation.norm, where))]
-    elif isinstance(activation, PlainSign):
-        steps = [step_thresholds(ones, np.zeros_like(ones))]
-    elif isinstance(activation, RSign):
-        steps = [step_thresholds(ones, -finite_array(activation.threshold, where).reshape(-1))]
-    elif isinstance(activation, DoReFaActivation):
-        steps = [step_thresholds(*norm_affine(activation.norm, where), half)]
-    elif isinstance(activation, ABCActivation):
-        affine = norm_affine(activation.norm, where)
-        shifts = finite_array(activation.shift, where)
-        steps = [step_thresholds(*affine, lambda y, v=v: (y + v) - np.float32(0.5) >= 0) for v in shifts]
-    else:
-        raise ConversionError(f"{where}: the activation binarizer {type(activation).__name__} cannot be packed")
-    factors = activation.factor.detach() if isinstance(activation, ABCActivation) else [None]
-    return [(threshold, flip, factor) for (threshold, flip), factor in zip(steps, factors, strict=True)]
+@torch.no_grad()
+def _threshold(step: Step, where: str) -> tuple[np.ndarray, np.ndarray]:
+    marks = step.is_high(_PROBES.expand(1, len(step.scale), 1, -1))
+    if (marks[..., :-1] & ~marks[..., 1:]).any():
+        raise ConversionError(
+            f"{where}: its map is no step function of the value, low and then high, and cannot pack; see "
+            "bam_plugin.nn.activations"
+        )
+
+    def positive(values: np.ndarray) -> np.ndarray:
+        return step.is_high(torch.from_numpy(values).view(1, -1, 1, 1)).view(-1).numpy()
+
+    return step_thresholds(finite_array(step.scale, where), finite_array(step.shift, where), positive)

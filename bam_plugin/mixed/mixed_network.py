@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from bam_plugin.errors import MissingDependencyError
 from bam_plugin.mixed.reach import Sizes, find_reach, find_sizes
-from bam_plugin.mixed.torch_module import PackedConv2d, binary_layers, pack_network, packed_layers, swap_layers
-from bam_plugin.nn.activations import XNORSign
-from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.mixed.torch_module import PackedConv2d, magnitude_norm, pack_network, packed_layers, swap_layers
+from bam_plugin.nn.binary_conv import BinaryConv2d, binary_convs
 from bam_plugin.packed.errors import (
     ConversionError,
     InvalidLayerError,
@@ -36,7 +35,7 @@ def make_mixed(
     ConversionError naming what cannot be packed.
     """
     network = copy.deepcopy(network).cpu().float().eval()
-    if not binary_layers(network):
+    if not binary_convs(network):
         raise ConversionError(
             f"{type(network).__name__} has no binary convolution, so a packed file has nothing to pack"
         )
@@ -94,7 +93,7 @@ def load_network(model: MixedModel) -> nn.Module:
     this one. Raises a PackedFormatError where file and network do not fit, MissingDependencyError without BasicSR.
     """
     network = _build(model)
-    convs = dict(binary_layers(network))
+    convs = binary_convs(network)
     named = {layer.name for layer in model.layers}
     if set(convs) != named:
         raise InvalidLayerError(
@@ -137,7 +136,7 @@ def _empty_layer(model: MixedModel, name: str, conv: BinaryConv2d) -> PackedConv
         filters=filters,
         weight_bases=weight_bases,
         activation_bases=model.tensors[layer.tensor("scale")].shape[0],
-        norm=copy.deepcopy(activation.norm) if isinstance(activation, XNORSign) else None,
+        norm=magnitude_norm(activation),
     )
 
 

@@ -1,8 +1,8 @@
 """What a torch network needs of the picture around a pixel, and which sizes it takes: measured, for any architecture.
 
 Reach: one input pixel is made NaN, which every arithmetic operation hands on, so the NaNs of the output are the pixels
-that depend on it. Binary convolutions, whose signs would swallow it, are replaced by ones that hand it on; comparisons
-in the network's own code do swallow it, so a radius is tried out before it is believed. Narrow strips, one along each
+that depend on it. Binary convolutions, whose signs would swallow it, run in a mode that hands it on; comparisons in the
+network's own code do swallow it, so a radius is tried out before it is believed. Narrow strips, one along each
 axis, are enough and cheap. A network whose NaNs fill the strip (pooling over the picture, attention over it) has no
 finite radius, and neither has one in which neighbouring pixels spread differently (windows, strides): a tile cut out of
 the picture would lie on another grid.
@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.nn.binary_conv import set_mode
 from bam_plugin.packed.errors import ConversionError
 
 STRIPS = (64, 256, 1024)
@@ -107,26 +106,6 @@ def _try(network: nn.Module, num_in_ch: int, height: int, width: int) -> tuple[t
         return network(torch.zeros(1, num_in_ch, height, width)).shape, ""
     except Exception as error:  # a foreign network may raise anything at a size that does not suit it
         return None, f"{type(error).__name__}: {error}"
-
-
-class _OpenConv(nn.Module):
-    """In place of a binary convolution: 0, or NaN where its window has one."""
-
-    def __init__(self, conv: BinaryConv2d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    @property
-    def weight(self) -> Tensor:
-        """What a member of an accumulation group hands on."""
-        return self.conv.weight
-
-    def forward(self, x: Tensor, previous: Any = ()) -> Tensor:
-        """(N, C, H, W) -> (N, O, H', W')."""
-        conv = self.conv
-        window = x.new_ones(1, 1, conv.kernel_size, conv.kernel_size)
-        seen = F.conv2d((x * 0).sum(1, keepdim=True), window, stride=conv.stride, padding=conv.padding)
-        return seen.expand(-1, conv.out_channels, -1, -1).clone()
 
 
 @dataclass
@@ -220,10 +199,7 @@ def _suffices(network: nn.Module, sizes: Sizes, num_in_ch: int, radius: int) -> 
 
 def _open_twin(network: nn.Module) -> nn.Module:
     twin = copy.deepcopy(network).float().eval()
-    for parent in list(twin.modules()):
-        for child, module in list(parent._modules.items()):
-            if isinstance(module, BinaryConv2d) and not isinstance(parent, _OpenConv):
-                setattr(parent, child, _OpenConv(module))
+    set_mode(twin, "reach")
     return twin
 
 

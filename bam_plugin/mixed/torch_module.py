@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bam_plugin.mixed import torch_op
 from bam_plugin.mixed.activation_steps import activation_steps, finite_array
-from bam_plugin.nn.activations import FloatActivation, XNORSign
-from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.nn.activations import ActivationBinarizer, window_mean
+from bam_plugin.nn.binary_conv import BinaryConv2d, binary_convs, note_previous
 from bam_plugin.packed.bits import pack_filters
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.graph import packed_filter_bytes
@@ -33,7 +33,7 @@ class PackedConv2d(nn.Module):
         layer: name (for messages) and geometry.
         filters: O.
         weight_bases, activation_bases: M and N.
-        norm: the normalization of an activation binarizer with a magnitude (xnor), else None.
+        norm: what an activation binarizer with a magnitude takes it of, see magnitude_norm; else None.
 
     Buffers: `weight` (uint8, the bits), `scale`, `threshold` and `flip` as in `mixed_format.BinaryLayer`. `weight` has
     the name of the latent weight in `BinaryConv2d`, which later members of an accumulation group are handed: here they
@@ -47,7 +47,7 @@ class PackedConv2d(nn.Module):
         filters: int,
         weight_bases: int = 1,
         activation_bases: int = 1,
-        norm: nn.BatchNorm2d | None = None,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -77,8 +77,7 @@ class PackedConv2d(nn.Module):
             out = out[:, :, cut : out.shape[2] - cut : layer.stride, cut : out.shape[3] - cut : layer.stride]
         if self.norm is not None:
             magnitude = self.norm(values).abs().mean(dim=1, keepdim=True)
-            window = magnitude.new_full((1, 1, layer.kernel, layer.kernel), 1 / layer.kernel**2)
-            out = out * F.conv2d(magnitude, window, stride=layer.stride, padding=layer.padding)
+            out = out * window_mean(magnitude, kernel_size=layer.kernel, stride=layer.stride, padding=layer.padding)
         return out.to(x.dtype)
 
     def _float_activations(self, x: Tensor) -> Tensor:
@@ -110,13 +109,9 @@ def pack_network(network: nn.Module, example: Tensor) -> nn.Module:
     """
     twin = copy.deepcopy(network).float().eval()
     previous = _previous_filters(twin, example)
-    swap_layers(twin, {name: pack_layer(name, conv, previous.get(name, ())) for name, conv in binary_layers(twin)})
+    convs = binary_convs(twin)
+    swap_layers(twin, {name: pack_layer(name, conv, previous.get(name, ())) for name, conv in convs.items()})
     return twin.requires_grad_(False)
-
-
-def binary_layers(network: nn.Module) -> list[tuple[str, BinaryConv2d]]:
-    """The binary convolutions of a network by their paths."""
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, BinaryConv2d)]
 
 
 def packed_layers(network: nn.Module) -> list[tuple[str, PackedConv2d]]:
@@ -135,6 +130,13 @@ def swap_layers(network: nn.Module, layers: dict[str, PackedConv2d]) -> None:
                 setattr(parent, child, new[id(module)])
 
 
+def magnitude_norm(activation: ActivationBinarizer) -> nn.Module | None:
+    """A copy of what stands between a map and the value whose magnitude `activation` has; None where it has none."""
+    if not activation.has_magnitude:
+        return None
+    return nn.Identity() if activation.norm is None else copy.deepcopy(activation.norm)
+
+
 def pack_layer(name: str, conv: BinaryConv2d, previous: Sequence[Tensor]) -> PackedConv2d:
     """The packed form of one binary convolution; `previous` are the latents of the earlier ones of its group."""
     activation = conv.binarize_activation
@@ -148,17 +150,15 @@ def pack_layer(name: str, conv: BinaryConv2d, previous: Sequence[Tensor]) -> Pac
     )
     if layer.kernel % 2 == 0 or layer.padding > layer.kernel // 2:
         raise ConversionError(f"{name}: only odd kernels with at most half a kernel of padding can be packed")
-    if layer.alphabet is None and not isinstance(activation, FloatActivation):
-        raise ConversionError(f"{name}: the activation binarizer {type(activation).__name__} cannot be packed")
     pairs = conv.decompose(previous)
-    steps = [] if layer.alphabet is None else activation_steps(activation, conv.in_channels, name)
+    steps = [] if layer.alphabet is None else activation_steps(activation, name)
     factors = [factor for _, _, factor in steps] or [None]
     packed = PackedConv2d(
         layer=layer,
         filters=conv.out_channels,
         weight_bases=len(pairs),
         activation_bases=len(factors),
-        norm=copy.deepcopy(activation.norm) if isinstance(activation, XNORSign) else None,
+        norm=magnitude_norm(activation),
     )
     filters = [pack_filters(signs.cpu().numpy().transpose(0, 2, 3, 1) < 0) for signs, _ in pairs]
     packed.weight.copy_(torch.from_numpy(np.stack(filters)))
@@ -176,14 +176,13 @@ def _previous_filters(network: nn.Module, example: Tensor) -> dict[str, tuple[Te
     """Path of a binary convolution -> the latents that its calls in a forward are handed."""
     found: dict[str, tuple[Tensor, ...]] = {}
     handles = []
-    for name, conv in binary_layers(network):
+    for name, conv in binary_convs(network).items():
 
-        def note(module: nn.Module, args: tuple, kwargs: dict, name: str = name) -> None:
-            filters = tuple(args[1] if len(args) > 1 else kwargs.get("previous", ()))
+        def note(filters: tuple[Tensor, ...], name: str = name) -> None:
             if [id(each) for each in found.setdefault(name, filters)] != [id(each) for each in filters]:
                 raise ConversionError(f"{name}: accumulates other filters from call to call; such a layer cannot pack")
 
-        handles.append(conv.register_forward_pre_hook(note, with_kwargs=True))
+        handles.append(note_previous(conv, note))
     try:
         with torch.no_grad():
             network(example)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from bam_plugin.errors import BamError
-from bam_plugin.nn import BinaryConv2d
+from bam_plugin.nn.binary_conv import binary_convs
 from bam_plugin.nn.fast import fused
 
 PRECISIONS = ("float32", "bf16", "bf16_all")
@@ -29,9 +28,8 @@ def prepare(net: nn.Module, precision: str) -> None:
         raise BamError(f"train.precision must be one of {PRECISIONS}, found {precision!r}")
     if precision != "bf16":
         return
-    for module in net.modules():
-        if isinstance(module, BinaryConv2d):
-            module.forward = _in_float32(module)  # type: ignore[method-assign]
+    for conv in binary_convs(net).values():
+        conv.in_float32 = True
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -52,15 +50,3 @@ def why_slow(device: torch.device, precision: str) -> str | None:
         f"train.precision is {precision}, but this CPU has no instructions for bfloat16 and emulates it, which makes "
         "the training about ten times slower: set train.precision to float32."
     )
-
-
-def _in_float32(conv: BinaryConv2d) -> Callable[..., torch.Tensor]:
-    forward = conv.forward
-
-    def wrapped(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if conv.training and conv.is_fusable(x):
-            return forward(x, *args, **kwargs)
-        with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float(), *args, **kwargs)
-
-    return wrapped

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_plugin.errors import BamError
-from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import set_progress
+from bam_plugin.nn.binary_conv import set_mode
 from bam_plugin.toolbox.networks import NetworkError, build_network
 
 
@@ -122,7 +122,10 @@ def make_teacher(
     if settings.pop("full_precision", False):
         # The twin's training is over: its activation functions have their last shape.
         set_progress(network, 1.0)
-        StagedTraining(lengths={"float": 1}, networks=[network]).enter(1)
+        try:
+            set_mode(network, "float")
+        except ValueError as error:
+            raise DistillationError(f"train.distill.full_precision: {error}") from error
     try:
         return Teacher(network=network.to(device), student=student, **settings)
     except TypeError as error:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_plugin.nn import ActivationScale, BinaryConv2d
-from bam_plugin.nn.binarizers import ActivationBinarizer
+from bam_plugin.nn.activations import ActivationBinarizer
+from bam_plugin.nn.binary_conv import binary_convs
 
 
 class HealthMonitor:
@@ -29,7 +30,7 @@ class HealthMonitor:
 
     def __init__(self, *, net: nn.Module, freq: int) -> None:
         self.freq = freq
-        self._convs = {name: module for name, module in net.named_modules() if isinstance(module, BinaryConv2d)}
+        self._convs = binary_convs(net)
         self._betas = {name: module for name, module in net.named_modules() if isinstance(module, ActivationScale)}
         self._signs: dict[str, Tensor] = {}
         self._clock: tuple[int, float] | None = None
@@ -84,9 +85,8 @@ class HealthMonitor:
             binarizer = module.binarize_activation
             if binarizer.alphabet is not None:
                 scalars[f"dead/{name}"] = _dead_share(binarizer, x)
-            norm = getattr(binarizer, "norm", None)
-            if isinstance(norm, nn.BatchNorm2d) and binarizer.alphabet == "-1,+1":
-                scalars[f"saturated/{name}"] = _saturated_share(norm, x)
+            if binarizer.norm is not None and binarizer.low < 0:
+                scalars[f"saturated/{name}"] = _saturated_share(binarizer.norm, x)
 
         return hook
 
@@ -117,7 +117,7 @@ def _dead_share(binarizer: ActivationBinarizer, x: Tensor) -> float:
     """Share of the channels of x (N, C, H, W) whose binary activation is constant; leaves running statistics alone."""
     training = binarizer.training
     binarizer.eval()
-    activation, _ = binarizer.split(x)
+    activation = binarizer(x)
     binarizer.train(training)
     return float((activation.amin(dim=(0, 2, 3)) == activation.amax(dim=(0, 2, 3))).float().mean())
 

@@ -1,16 +1,15 @@
 """The mathematics of binary super-resolution in PyTorch; knows nothing of BasicSR.
 
 sign.py: Sign and its straight-through estimators. accumulation.py: bit accumulation (BAM); alpha.py: its eq. 6.
-weights.py, activations.py: the binarizers, binarizers.py: their tables. binary_conv.py: BinaryConv2d. methods.py: what
-papers put around a binary convolution. layers.py: BinaryLayer, BinaryChain. blocks.py: LBBlock and HPBBlock.
+weights.py, activations.py: the binarizers and their tables. binary_conv.py: BinaryConv2d. methods.py: what papers put
+around a binary convolution. layers.py: BinaryLayer and BinaryChain. blocks.py: LBBlock and HPBBlock.
 fused.py: the fast path of training; native.py and csrc/: its passes in C.
 swap.py: binarize(), which puts binary convolutions into any network by a recipe (recipe.py);
 grouping.py and watching.py serve it.
 """
 
 from bam_plugin.nn.accumulation import ActivationScale, accumulate_filters, normalize_filters
-from bam_plugin.nn.activations import set_progress
-from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS, BAMWeight, BatchNormSign
+from bam_plugin.nn.activations import ACTIVATION_BINARIZERS, BatchNormSign, set_progress
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.blocks import HPBBlock, LBBlock
 from bam_plugin.nn.layers import BinaryChain, BinaryLayer, DepthwiseResidual, RPReLU, body_conv
@@ -18,6 +17,7 @@ from bam_plugin.nn.methods import METHODS, Method, make_method
 from bam_plugin.nn.mixing.recipe import Recipe, SwapError
 from bam_plugin.nn.mixing.swap import SwapReport, binarize
 from bam_plugin.nn.sign import ESTIMATORS, clipped_sign, decaying_sign, identity_sign, polynomial_sign, sign
+from bam_plugin.nn.weights import WEIGHT_BINARIZERS, BAMWeight
 
 __all__ = [
     "ACTIVATION_BINARIZERS",

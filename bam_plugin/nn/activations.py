@@ -1,24 +1,40 @@
 """The activation binarizers: from a float map to the alphabet of a binary convolution.
 
-An activation binarizer is a module built with `num_feat` (channels). Its three views:
-- `forward(x)` -> the effective activation (N, C, H, W) = sum over the bases of factor * map, with the gradient stated.
-- `decompose(x)` -> [(map (N, C, H, W) in the alphabet, factor), ...], one pair per base; factor is a scalar tensor, or
-  None for 1. What evaluation computes with. In evaluation each map is, per channel, a step function of x: it rises (or,
-  where a normalization has a negative slope, falls) once, at one float. So a packed file needs one threshold and one
-  direction per channel and base, and bisection over the floats with `decompose` finds them exactly.
-- `split(x)` -> (effective activation, magnitude (N, 1, H, W) or None): a magnitude is averaged by the convolution over
-  its window and multiplies its output (where `has_magnitude` is true: xnor).
-`alphabet` is `-1,+1`, `0,1` or None (full precision, not binary); a tap outside the image is 0 in all of them. g stands
-for the gradient of the loss with respect to the effective activation.
+An activation binarizer is one class, and everything that others need to know of it is asked of its object: training,
+stages, profile, packed files and the option check. It works in two steps:
+
+    value(x)      the float map in front of the sign, (N, C, H, W): normalized, shifted, or x itself
+    maps(value)   [(map, factor), ...], one pair per base: the map (N, C, H, W) in the alphabet, with the gradient
+                  stated; the factor a scalar tensor, or None for 1
+
+Training convolves with their sum, `forward(x)` = sum of factor * map; evaluation and packed files take each map alone.
+
+What a class must keep, and `steps` relies on: in evaluation `value` is, per channel, x times a scale plus a shift
+(`affine`), and each map is a step function of the value, low first and high from some float on. So a packed file needs
+one threshold and one direction per channel and base, and finds them by bisection with `maps` itself.
+
+`alphabet` is `-1,+1`, `0,1` or None (the activations stay as they are, only the weights are binary); a tap outside the
+image is 0 in all of them. A binarizer with a magnitude (`has_magnitude`) also gives the mean of |value| over the
+channels; the convolution averages it over its window and multiplies its output by it. g stands for the gradient of the
+loss with respect to the effective activation.
+
+A new one is a class with a `name`, which enters it in the table: `class RSign(EstimatedSign, name="rsign")`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bam_plugin.nn.sign import ESTIMATORS, PROGRESSIVE, estimated_sign, sign
+from bam_plugin.nn.sign import ESTIMATORS, PROGRESSIVE, estimated_sign, relaxed_sign, sign
 from bam_plugin.nn.weights import straight_through, windowed
+
+ACTIVATION_BINARIZERS: dict[str, type[ActivationBinarizer]] = {}
+"""name -> class; each is entered where it is defined."""
 
 
 def set_progress(network: nn.Module, progress: float) -> int:
@@ -30,50 +46,174 @@ def set_progress(network: nn.Module, progress: float) -> int:
         raise ValueError(f"progress must lie in 0..1, found {progress}")
     count = 0
     for module in network.modules():
-        if isinstance(module, EstimatedSign) and module.estimator in PROGRESSIVE:
+        if isinstance(module, ActivationBinarizer) and module.progressive:
             module.progress = progress
             count += 1
     return count
 
 
+def window_filter(kernel_size: int, *, like: Tensor) -> Tensor:
+    """The filter (1, 1, k, k) that averages over the window of a convolution, of the dtype and device of `like`."""
+    return like.new_full((1, 1, kernel_size, kernel_size), 1 / kernel_size**2)
+
+
+def window_mean(magnitude: Tensor, *, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """(N, 1, H, W) -> (N, 1, H', W'), the mean over the window of a convolution with zeros outside the image."""
+    return F.conv2d(magnitude, window_filter(kernel_size, like=magnitude), stride=stride, padding=padding)
+
+
+def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The scale and shift (C,) of an evaluated BatchNorm, y = x * scale + shift.
+
+    Worked out in float64 and rounded once to float32, on the CPU. Raises ValueError for one that has no running
+    statistics, whose result depends on the image.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a BatchNorm without running statistics depends on the image")
+    mean, variance = norm.running_mean.detach().cpu().double(), norm.running_var.detach().cpu().double()
+    scale = (variance + norm.eps).sqrt()
+    scale = (torch.ones_like(mean) if norm.weight is None else norm.weight.detach().cpu().double()) / scale
+    shift = (torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().cpu().double()) - mean * scale
+    return scale.float(), shift.float()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One base in evaluation: the map is high where `is_high(x * scale + shift)`, the value in float32.
+
+    `scale` and `shift` are (C,). `is_high` maps values (N, C, H, W) to bool and is monotone: False, then True.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    is_high: Callable[[Tensor], Tensor]
+    factor: Tensor | None
+    """What the map is multiplied by, a scalar; None for 1."""
+
+
 class ActivationBinarizer(nn.Module):
-    """Base of the activation binarizers with one base and no magnitude."""
+    """Base of the activation binarizers, see the module's text; a class of its own defines `maps` at least.
+
+    Args:
+        num_feat: channels C of the map.
+        norm: the normalization that `value` begins with, or None.
+    """
 
     alphabet: str | None = "-1,+1"
     bases = 1
     has_magnitude = False
     has_threshold = False
     """Whether it learns a threshold per channel, whose start the keyword `shift` moves (see BinaryChain's planes)."""
+    fusable = False
+    """Whether it is Sign(norm(x)) with an estimator's gradient and no more, which the fast path of training computes.
+    Subclasses do not inherit it."""
+    progressive = False
+    """Whether its gradient follows `progress`, see set_progress."""
+    progress = 0.0
 
-    def decompose(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        super().__init_subclass__()
+        cls.fusable = cls.__dict__.get("fusable", False)
+        if name is not None:
+            if name in ACTIVATION_BINARIZERS:
+                raise ValueError(f"there is an activation binarizer {name!r} already: {ACTIVATION_BINARIZERS[name]}")
+            ACTIVATION_BINARIZERS[name] = cls
+
+    def __init__(self, *, num_feat: int, norm: nn.BatchNorm2d | None = None) -> None:
+        super().__init__()
+        self.num_feat = num_feat
+        self.norm = norm
+
+    @property
+    def low(self) -> float:
+        """The value of a low bit; a high one is 1."""
+        return 0.0 if self.alphabet == "0,1" else -1.0
+
+    @classmethod
+    def is_relaxable(cls) -> bool:
+        """Whether it has a full-precision counterpart, `relaxed`."""
+        return cls.relaxed is not ActivationBinarizer.relaxed
+
+    def value(self, x: Tensor) -> Tensor:
+        """The float map in front of the sign, (N, C, H, W) -> (N, C, H, W)."""
+        return x if self.norm is None else self.norm(x)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """What `value` is in evaluation: the float32 scale and shift (C,) of x. A class with its own `value` has its
+        own `affine`.
+        """
+        if self.norm is None:
+            return torch.ones(self.num_feat), torch.zeros(self.num_feat)
+        return batch_norm_affine(self.norm)
+
+    def maps(self, value: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """[(map, factor), ...], see the module's text."""
-        return [(self(x), None)]
+        raise NotImplementedError
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(effective activation, magnitude), see the module's text."""
-        return self(x), None
+    def magnitude(self, value: Tensor) -> Tensor:
+        """E|value| over the channels, (N, 1, H, W), without gradient: what `has_magnitude` stands for."""
+        return value.detach().abs().mean(dim=1, keepdim=True)
+
+    def relaxed(self, value: Tensor) -> Tensor:
+        """The continuous function of the value (N, C, H, W) whose derivative is the gradient of its map.
+
+        ValueError where there is none.
+        """
+        raise ValueError(f"{type(self).__name__} has no full-precision counterpart")
+
+    def steps(self) -> list[Step]:
+        """One step function per base: what a packed file holds of it. For binarizers in evaluation, on the CPU."""
+        scale, shift = self.affine()
+        with torch.no_grad():
+            factors = [factor for _, factor in self.maps(shift.view(1, -1, 1, 1))]
+        # A straight-through estimator may subtract a value from itself: an infinite one would give NaN.
+        largest = torch.finfo(torch.float32).max
+        return [
+            Step(scale, shift, lambda y, base=base: self.maps(y.clamp(-largest, largest))[base][0] > 0, factor)
+            for base, factor in enumerate(factors)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The effective activation (N, C, H, W), the sum of factor * map over the bases."""
+        return combine(self.maps(self.value(x)))
+
+
+def combine(maps: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """The sum of factor * map, in the order of the bases."""
+    terms = [signs if factor is None else signs * factor for signs, factor in maps]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 class EstimatedSign(ActivationBinarizer):
-    """Base of the binarizers to -1 and +1 whose gradient is that of `estimator`, a name in ESTIMATORS."""
+    """Base of the binarizers to -1 and +1: Sign(value), with the gradient of `estimator`, a name in ESTIMATORS.
 
-    def __init__(self, *, estimator: str) -> None:
-        super().__init__()
+    Tie: Sign(0) = +1.
+    """
+
+    def __init__(self, *, num_feat: int, norm: nn.BatchNorm2d | None = None, estimator: str) -> None:
+        super().__init__(num_feat=num_feat, norm=norm)
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, found {estimator!r}")
         self.estimator = estimator
-        self.progress = 0.0
+        self.progressive = estimator in PROGRESSIVE
 
-    def estimate(self, x: Tensor) -> Tensor:
-        """Sign(x) of the shape of `x` with the estimator's gradient."""
-        return estimated_sign(x, self.estimator, self.progress)
+    def maps(self, value: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Sign(value), one base."""
+        return [(estimated_sign(value, self.estimator, self.progress), None)]
+
+    def relaxed(self, value: Tensor) -> Tensor:
+        """The function whose derivative the estimator is: hardtanh for `clip`, and so on."""
+        return relaxed_sign(value, self.estimator, self.progress)
 
     def extra_repr(self) -> str:
         """The options that `print` shows."""
         return f"estimator={self.estimator}"
 
 
-class BatchNormSign(EstimatedSign):
+class BatchNormSign(EstimatedSign, name="bn_sign"):
     """A^B = Sign(BN(A)) with an affine batch normalization over (N, H, W)   (eq. 9 after the accumulation; BNN).
 
     The learned shift and slope of the normalization are per-channel thresholds of the sign; `shift` is
@@ -81,57 +221,26 @@ class BatchNormSign(EstimatedSign):
     Tie: Sign(0) = +1.
     """
 
+    fusable = True
     has_threshold = True
 
     def __init__(self, *, num_feat: int, estimator: str = "clip", shift: float = 0.0) -> None:
-        super().__init__(estimator=estimator)
-        self.norm = nn.BatchNorm2d(num_feat)
-        nn.init.constant_(self.norm.bias, shift)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
-        return self.estimate(self.norm(x))
+        norm = nn.BatchNorm2d(num_feat)
+        nn.init.constant_(norm.bias, shift)
+        super().__init__(num_feat=num_feat, norm=norm, estimator=estimator)
 
 
-class XNORSign(EstimatedSign):
-    """A^B = Sign(I) with I = BN(A), and the magnitude E|I| over the channels   (Rastegari et al., XNOR-Net, ECCV 2016).
-
-    The convolution averages the magnitude over its window (K of the paper) and multiplies its output by it. Gradient of
-    the sign by `estimator`, none through the magnitude. Tie: Sign(0) = +1.
-    """
-
-    has_magnitude = True
-
-    def __init__(self, *, num_feat: int, estimator: str = "clip") -> None:
-        super().__init__(estimator=estimator)
-        self.norm = nn.BatchNorm2d(num_feat)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
-        return self.split(x)[0]
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(signs, E|I| (N, 1, H, W))."""
-        normalized = self.norm(x)
-        return self.estimate(normalized), normalized.detach().abs().mean(dim=1, keepdim=True)
-
-
-class PlainSign(EstimatedSign):
+class PlainSign(EstimatedSign, name="sign"):
     """A^B = Sign(A), no normalization and no parameter   (Bi-Real Net, Liu et al., ECCV 2018; E2FIF).
 
     Gradient of the sign by `estimator`. Tie: Sign(0) = +1.
     """
 
     def __init__(self, *, num_feat: int, estimator: str = "polynomial") -> None:
-        super().__init__(estimator=estimator)
-        self.num_feat = num_feat
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
-        return self.estimate(x)
+        super().__init__(num_feat=num_feat, estimator=estimator)
 
 
-class RSign(EstimatedSign):
+class RSign(EstimatedSign, name="rsign"):
     """A^B = Sign(A - t) with one learned threshold t per channel, -`shift` at the start   (ReActNet, ECCV 2020; BBCU).
 
     Gradient of the sign by `estimator`; dL/dt is the negative sum over the channel. Tie: Sign(0) = +1.
@@ -140,15 +249,19 @@ class RSign(EstimatedSign):
     has_threshold = True
 
     def __init__(self, *, num_feat: int, estimator: str = "polynomial", shift: float = 0.0) -> None:
-        super().__init__(estimator=estimator)
+        super().__init__(num_feat=num_feat, estimator=estimator)
         self.threshold = nn.Parameter(torch.full((num_feat, 1, 1), 0.0 - shift))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W) in {-1, +1}."""
-        return self.estimate(x - self.threshold)
+    def value(self, x: Tensor) -> Tensor:
+        """X - t."""
+        return x - self.threshold
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """1 and -t."""
+        return torch.ones(self.num_feat), -self.threshold.detach().cpu().float().view(-1)
 
 
-class DoReFaActivation(ActivationBinarizer):
+class DoReFaActivation(ActivationBinarizer, name="dorefa"):
     """A^B = 1 if BN(A) >= 0.5 else 0: one bit in {0, 1}   (Zhou et al., DoReFa-Net with A1, arXiv 1606.06160).
 
     Gradient: g where 0 <= BN(A) <= 1, else 0. Tie: 0.5 gives 1. A padded 0 is a value of this
@@ -158,17 +271,16 @@ class DoReFaActivation(ActivationBinarizer):
     alphabet = "0,1"
 
     def __init__(self, *, num_feat: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(num_feat)
-        nn.init.constant_(self.norm.bias, 0.5)
+        norm = nn.BatchNorm2d(num_feat)
+        nn.init.constant_(norm.bias, 0.5)
+        super().__init__(num_feat=num_feat, norm=norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W) in {0, 1}."""
-        normalized = self.norm(x)
-        return straight_through((normalized >= 0.5).to(x.dtype), windowed(normalized, 0, 1))
+    def maps(self, value: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """1 from 0.5 on, one base."""
+        return [(straight_through((value >= 0.5).to(value.dtype), windowed(value, 0, 1)), None)]
 
 
-class ABCActivation(ActivationBinarizer):
+class ABCActivation(ActivationBinarizer, name="abc"):
     """A^B = b_1 A_1 + ... + b_N A_N, A_n = Sign(R + v_n - 0.5), R = BN(A)   (Lin et al., ABC-Net, NeurIPS 2017).
 
     Factors b (1 at the start) and shifts v are trained, one per base and layer; the shifts start at
@@ -177,42 +289,43 @@ class ABCActivation(ActivationBinarizer):
     """
 
     def __init__(self, *, num_feat: int, bases: int = 1) -> None:
-        super().__init__()
         if bases < 1:
             raise ValueError(f"bases must be at least 1, found {bases}")
+        super().__init__(num_feat=num_feat, norm=nn.BatchNorm2d(num_feat))
         self.bases = bases
-        self.norm = nn.BatchNorm2d(num_feat)
         self.shift = nn.Parameter(1.5 * (torch.arange(bases) - (bases - 1) / 2))
         self.factor = nn.Parameter(torch.ones(bases))
 
-    def decompose(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """One pair per base; the maps carry the gradient above."""
-        normalized = self.norm(x)
+    def maps(self, value: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Sign(R + v_n - 0.5) and b_n, one pair per base."""
         pairs: list[tuple[Tensor, Tensor | None]] = []
         for index in range(self.bases):
-            shifted = normalized + self.shift[index]
+            shifted = value + self.shift[index]
             pairs.append((straight_through(sign(shifted - 0.5), windowed(shifted, 0, 1)), self.factor[index]))
         return pairs
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W), the sum of factor * map over the bases."""
-        total = None
-        for signs, factor in self.decompose(x):
-            term = signs if factor is None else signs * factor
-            total = term if total is None else total + term
-        assert total is not None
-        return total
+
+class XNORSign(EstimatedSign, name="xnor"):
+    """A^B = Sign(I) with I = BN(A), and the magnitude E|I| over the channels   (Rastegari et al., XNOR-Net, ECCV 2016).
+
+    The convolution averages the magnitude over its window (K of the paper) and multiplies its output by it. Gradient of
+    the sign by `estimator`, none through the magnitude. Tie: Sign(0) = +1.
+    """
+
+    has_magnitude = True
+
+    def __init__(self, *, num_feat: int, estimator: str = "clip") -> None:
+        super().__init__(num_feat=num_feat, norm=nn.BatchNorm2d(num_feat), estimator=estimator)
 
 
-class FloatActivation(ActivationBinarizer):
+class FloatActivation(ActivationBinarizer, name="float"):
     """A^B = A: activations stay full precision, only the weights are binary (Table 5 of the paper); gradient g."""
 
     alphabet = None
 
     def __init__(self, *, num_feat: int) -> None:
-        super().__init__()
-        self.num_feat = num_feat
+        super().__init__(num_feat=num_feat)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W), unchanged."""
-        return x
+    def maps(self, value: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """The map itself."""
+        return [(value, None)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bam_plugin.nn.accumulation import ActivationScale
-from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS
+from bam_plugin.nn.activations import ACTIVATION_BINARIZERS
 from bam_plugin.nn.binary_conv import BinaryConv2d
 from bam_plugin.nn.methods import Method
 

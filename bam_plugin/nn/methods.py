@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bam_plugin.nn.binarizers import ACTIVATION_BINARIZERS, WEIGHT_BINARIZERS
+from bam_plugin.nn.activations import ACTIVATION_BINARIZERS
+from bam_plugin.nn.weights import WEIGHT_BINARIZERS
 
 
 def make_method(

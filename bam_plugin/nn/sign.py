@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -106,6 +107,18 @@ def decaying_sign(x: Tensor, progress: float = 0.0) -> Tensor:
     return _DecayingSign.apply(x, progress)
 
 
+def soft_sign(x: Tensor) -> Tensor:
+    """The integral of the estimator `polynomial`: x (2 - |x|) inside [-1, 1], else -1 or 1 (Bi-Real Net)."""
+    inside = x.clamp(-1, 1)
+    return inside * (2 - inside.abs())
+
+
+def decaying_soft_sign(x: Tensor, progress: float = 0.0) -> Tensor:
+    """The integral of the estimator `ede`: k tanh(t x), (t, k) = decay_shape(progress)."""
+    steepness, height = decay_shape(progress)
+    return height * torch.tanh(steepness * x)
+
+
 # name -> function of x (N, ...); those in PROGRESSIVE take the progress as second argument.
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     "identity": identity_sign,
@@ -114,10 +127,24 @@ ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     "ede": decaying_sign,
 }
 PROGRESSIVE = ("ede",)
+# The function whose derivative each estimator is, with the same arguments.
+RELAXATIONS: dict[str, Callable[..., Tensor]] = {
+    "identity": lambda x: x,
+    "clip": F.hardtanh,
+    "polynomial": soft_sign,
+    "ede": decaying_soft_sign,
+}
 
 
 def estimated_sign(x: Tensor, estimator: str, progress: float) -> Tensor:
     """Sign(x) with the gradient of the named estimator, at `progress` (0..1) where it is progressive."""
-    if estimator in PROGRESSIVE:
-        return ESTIMATORS[estimator](x, progress)
-    return ESTIMATORS[estimator](x)
+    return _apply(ESTIMATORS, x, estimator, progress)
+
+
+def relaxed_sign(x: Tensor, estimator: str, progress: float) -> Tensor:
+    """The continuous function whose derivative is the named estimator's, at `progress` (0..1)."""
+    return _apply(RELAXATIONS, x, estimator, progress)
+
+
+def _apply(table: dict[str, Callable[..., Tensor]], x: Tensor, estimator: str, progress: float) -> Tensor:
+    return table[estimator](x, progress) if estimator in PROGRESSIVE else table[estimator](x)

@@ -6,6 +6,8 @@ A weight binarizer has two views of the same binary weight, and no state but its
 - `forward(latent, previous)` -> the same weight as one tensor (O, I, kh, kw), with the binarizer's gradient.
 `previous` are the latent weights of the earlier convolutions of an accumulation group; only `bam` looks at them. No
 scale is differentiated. g stands for dL/dW^B.
+
+A new one is a class with a `name`, which enters it in the table: `class BNNWeight(WeightBinarizer, name="bnn")`.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.nn.accumulation import accumulate_filters, normalize_filters
+from bam_plugin.nn.accumulation import accumulate_filters
 from bam_plugin.nn.alpha import solve_alpha
 from bam_plugin.nn.sign import sign
+
+WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {}
+"""name -> class; each is entered where it is defined."""
 
 
 def mean_magnitude(weight: Tensor) -> Tensor:
@@ -40,12 +45,21 @@ class WeightBinarizer(nn.Module):
     """Base of the weight binarizers: `decompose` and the `carrier` of the gradient make `forward`.
 
     bases: number of pairs that `decompose` returns. accumulates: whether it uses `previous` (and then takes the
-    keyword `group_index`). scaled: whether the scale follows the latent weight (False: it is 1).
+    keyword `group_index`). sums_group: whether its signs are those of a sum over the group, with factors that do not
+    depend on the latents. scaled: whether the scale follows the latent weight (False: it is 1).
     """
 
     bases = 1
     accumulates = False
+    sums_group = False
     scaled = True
+
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        super().__init_subclass__()
+        if name is not None:
+            if name in WEIGHT_BINARIZERS:
+                raise ValueError(f"there is a weight binarizer {name!r} already: {WEIGHT_BINARIZERS[name]}")
+            WEIGHT_BINARIZERS[name] = cls
 
     def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
         """[(signs (O, I, kh, kw), scale (O,)), ...], without gradient."""
@@ -65,7 +79,7 @@ class WeightBinarizer(nn.Module):
         return straight_through(value, self.carrier(latent, previous, pairs))
 
 
-class BAMWeight(WeightBinarizer):
+class BAMWeight(WeightBinarizer, name="bam"):
     """Bit-accumulated weights: W_n^B = Sign(BN(a_1 W_1 + ... + a_n W_n)) * E|W_n|   (eq. 3 of Xin et al., ECCV 2020).
 
     Gradient, `latent` (eq. 8):  dL/dW_n = g, nothing to the earlier latents.
@@ -76,70 +90,45 @@ class BAMWeight(WeightBinarizer):
     alpha: `one` (the paper's W1), `learned` (n scalars, 1 at the start) or `solved` (the minimum of eq. 6, found anew
     from the present weights in every call, see solve_alpha; it nearly switches the accumulation off, the paper's W2).
     group_index: n - 1, the number of earlier convolutions in the accumulation group.
-    affine, num_filters: give the normalization a learned gain and shift per output filter (1 and 0 at the start;
-    dL/dgain = sum(g * BN), dL/dshift = sum(g)); BinaryConv2d fills in num_filters. Off by default: the paper has none.
     """
 
     ALPHAS = ("one", "learned", "solved")
     GRADIENTS = ("latent", "accumulated")
     accumulates = True
 
-    def __init__(
-        self,
-        *,
-        alpha: str = "one",
-        gradient: str = "latent",
-        group_index: int = 0,
-        affine: bool = False,
-        num_filters: int | None = None,
-    ) -> None:
+    def __init__(self, *, alpha: str = "one", gradient: str = "latent", group_index: int = 0) -> None:
         super().__init__()
         if alpha not in self.ALPHAS:
             raise ValueError(f"alpha must be one of {self.ALPHAS}, found {alpha!r}")
         if gradient not in self.GRADIENTS:
             raise ValueError(f"gradient must be one of {self.GRADIENTS}, found {gradient!r}")
-        if affine and (num_filters is None or alpha == "solved"):
-            raise ValueError(
-                f"affine needs num_filters and an alpha that is not solved (eq. 6 knows no gain and shift), found "
-                f"num_filters {num_filters} and alpha {alpha!r}"
-            )
         self.gradient = gradient
-        self.gain = nn.Parameter(torch.ones(num_filters, 1, 1, 1)) if affine and num_filters else None
-        self.shift = nn.Parameter(torch.zeros(num_filters, 1, 1, 1)) if affine and num_filters else None
-        self.solved = alpha == "solved"
+        self.sums_group = alpha != "solved"
         self.alpha = nn.Parameter(torch.ones(group_index + 1)) if alpha == "learned" else None
 
     def factors(self, latent: Tensor, previous: Sequence[Tensor]) -> Tensor | None:
         """(a_1, ..., a_n), or None for ones."""
-        return solve_alpha(latent, previous) if self.solved else self.alpha
+        return self.alpha if self.sums_group else solve_alpha(latent, previous)
 
     def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
         """One pair, see WeightBinarizer."""
         with torch.no_grad():
             total = accumulate_filters(latent, previous, self.factors(latent, previous))
-            if self.gain is not None and self.shift is not None:
-                return [(sign(normalize_filters(total) * self.gain + self.shift), mean_magnitude(latent))]
             # Dividing by the deviation, as BN does, changes no sign and would cost more than all the rest.
             return [(sign(total - total.mean(dim=(1, 2, 3), keepdim=True)), mean_magnitude(latent))]
 
     def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The latent (eq. 8) or the accumulated sum; alpha's gradient comes from that sum in both cases."""
-        # What only the factors learn from: there the filters are constants.
-        frozen = [weight.detach() for weight in (*previous, latent)]
         if self.gradient == "accumulated":
-            carrier = accumulate_filters(latent, previous, self.factors(latent, previous))
-        elif self.alpha is not None:
-            carrier = latent + accumulate_filters(frozen[-1], frozen[:-1], self.alpha)
-        else:
-            carrier = latent
-        if self.gain is None or self.shift is None:
-            return carrier
-        with torch.no_grad():
-            normalized = normalize_filters(accumulate_filters(latent, previous, self.alpha))
-        return carrier + (normalized * self.gain + self.shift)
+            return accumulate_filters(latent, previous, self.factors(latent, previous))
+        if self.alpha is not None:
+            # What only the factors learn from: there the filters are constants.
+            frozen = [weight.detach() for weight in (*previous, latent)]
+            return latent + accumulate_filters(frozen[-1], frozen[:-1], self.alpha)
+        return latent
 
 
-class BNNWeight(WeightBinarizer):
+class BNNWeight(WeightBinarizer, name="bnn"):
     """W^B = Sign(W), no scale   (Hubara et al., Binarized Neural Networks, NeurIPS 2016).
 
     Gradient: dL/dW = g where |W| <= 1, else 0. Tie: Sign(0) = +1. The paper also clips the latents to
@@ -158,7 +147,7 @@ class BNNWeight(WeightBinarizer):
         return windowed(latent, -1, 1)
 
 
-class DoReFaWeight(WeightBinarizer):
+class DoReFaWeight(WeightBinarizer, name="dorefa"):
     """W^B = Sign(W) * E|W|, one scale for the layer   (Zhou et al., DoReFa-Net with W1, arXiv 1606.06160).
 
     Gradient: dL/dW = g. Tie: Sign(0) = +1.
@@ -174,7 +163,7 @@ class DoReFaWeight(WeightBinarizer):
         return latent
 
 
-class ReActWeight(WeightBinarizer):
+class ReActWeight(WeightBinarizer, name="react"):
     """W^B = Sign(W) * E|W|, one scale per output filter   (Liu et al., ReActNet, ECCV 2020; E2FIF and BBCU alike).
 
     Gradient: dL/dW = g where |W| <= 1, else 0. Tie: Sign(0) = +1.
@@ -190,7 +179,7 @@ class ReActWeight(WeightBinarizer):
         return windowed(latent, -1, 1)
 
 
-class BiRealWeight(ReActWeight):
+class BiRealWeight(ReActWeight, name="bireal"):
     """W^B = Sign(W) * E|W|, one scale per output filter   (Liu et al., Bi-Real Net, ECCV 2018).
 
     Gradient, aware of the magnitude: dL/dW = g * E|W| where |W| <= 1, else 0. Tie: Sign(0) = +1.
@@ -201,7 +190,7 @@ class BiRealWeight(ReActWeight):
         return pairs[0][1].view(-1, 1, 1, 1) * windowed(latent, -1, 1)
 
 
-class XNORWeight(ReActWeight):
+class XNORWeight(ReActWeight, name="xnor"):
     """W^B = Sign(W) * E|W|, one scale per output filter   (Rastegari et al., XNOR-Net, ECCV 2016).
 
     Gradient: dL/dW = g * (1 / n + E|W| [|W| <= 1]) with n = I kh kw, the elements of a filter. Tie: Sign(0) = +1.
@@ -213,7 +202,7 @@ class XNORWeight(ReActWeight):
         return latent / latent[0].numel() + magnitude * windowed(latent, -1, 1)
 
 
-class ABCWeight(WeightBinarizer):
+class ABCWeight(WeightBinarizer, name="abc"):
     """W^B = c_1 B_1 + ... + c_M B_M, B_m = Sign(W - E(W) + u_m std(W))   (Lin et al., ABC-Net, NeurIPS 2017).
 
     u_m = -1 + 2 (m - 1) / (M - 1), 0 for M = 1; E and std over the layer. c minimizes ||W - W^B||^2 (least squares;

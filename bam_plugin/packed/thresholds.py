@@ -12,15 +12,6 @@ from collections.abc import Callable
 import numpy as np
 
 
-def batch_norm_affine(
-    *, mean: np.ndarray, variance: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The a and b of an evaluated BatchNorm, y = x * a + b: worked out in float64, rounded once to float32."""
-    exact = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + eps)
-    shift = beta.astype(np.float64) - mean.astype(np.float64) * exact
-    return exact.astype(np.float32), shift.astype(np.float32)
-
-
 def _to_float(order: np.ndarray) -> np.ndarray:
     """Inverse of the order-preserving map float32 -> int64 that sends -0.0 to -1 and +0.0 to 0."""
     bits = np.where(order >= 0, order, -order - 1 + 0x80000000)

@@ -11,9 +11,10 @@ from helpers.networks import enliven
 from torch import nn
 
 from bam_plugin.engine.engine import available_isas
-from bam_plugin.mixed.torch_module import PackedConv2d, binary_layers, pack_layer, pack_network, packed_layers
+from bam_plugin.mixed.torch_module import PackedConv2d, pack_layer, pack_network, packed_layers
 from bam_plugin.mixed.torch_op import instruction_set, packed_conv2d, simulated_conv2d
 from bam_plugin.nn import METHODS, BinaryConv2d, binarize
+from bam_plugin.nn.binary_conv import binary_convs
 from bam_plugin.nn.mixing.grouping import GroupedLayer
 from bam_plugin.packed.errors import ConversionError, EngineError
 
@@ -58,9 +59,9 @@ def test_layer_equals_the_simulation(name, memory_format):
             torch.set_num_threads(threads)
             assert torch.equal(packed(x), expected), threads
         torch.set_num_threads(1)
-        if simulated.binarize_activation.alphabet is not None and not simulated.binarize_activation.has_magnitude:
-            maps = simulated.binarize_activation.decompose(x)
-            for (signs, _), high in zip(maps, packed.signs(x), strict=True):
+        binarizer = simulated.binarize_activation
+        if binarizer.alphabet is not None:
+            for (signs, _), high in zip(binarizer.maps(binarizer.value(x)), packed.signs(x), strict=True):
                 assert torch.equal(signs > 0, high)  # no flipped sign
     latent = simulated.weight.numel() * 4
     assert packed.weight.dtype == torch.uint8 and packed.weight.nbytes <= latent / 32 * len(packed.weight) + 64
@@ -131,11 +132,11 @@ def test_accumulated_filters_are_packed():
         simulated = network("SRVGGNetCompact_basicsr", group=group)
         packed = pack_network(simulated, torch.rand(1, 3, 16, 16))
         assert sum(isinstance(m, GroupedLayer) and m.group is not None for m in packed.modules()) == 4
-        assert [n for n, _ in binary_layers(simulated)] == [n for n, _ in packed_layers(packed)]
+        assert list(binary_convs(simulated)) == [n for n, _ in packed_layers(packed)]
         x = torch.rand(2, 3, 9, 14)
         with torch.no_grad():
             torch.testing.assert_close(packed(x), simulated(x), rtol=1e-5, atol=1e-6)
-        alone = pack_layer("a", binary_layers(simulated)[-1][1], ())
+        alone = pack_layer("a", list(binary_convs(simulated).values())[-1], ())
         assert not torch.equal(alone.weight, packed_layers(packed)[-1][1].weight)
 
 

@@ -7,10 +7,11 @@ from helpers.training_runs import iterate, make_batch, make_model
 from torch import nn
 
 from bam_plugin.archs.bsrn_arch import BSRN
-from bam_plugin.models.training_stages import RELAXATIONS, StagedTraining, StageError
+from bam_plugin.models.training_stages import StagedTraining, StageError
 from bam_plugin.nn import ESTIMATORS, BinaryConv2d
+from bam_plugin.nn.binary_conv import binary_convs
 from bam_plugin.nn.fast import fused
-from bam_plugin.nn.sign import PROGRESSIVE, sign
+from bam_plugin.nn.sign import PROGRESSIVE, RELAXATIONS, sign
 
 
 @pytest.mark.parametrize(
@@ -47,12 +48,11 @@ def test_each_stage_computes_what_it_says():
         torch.testing.assert_close(conv(x), F.conv2d(sign(normalized), scaled, padding=1))
         assert stages.enter(6)
         assert torch.equal(conv(x), binary)
-        assert "forward" not in vars(conv)
+        assert conv.mode == "binary"
 
 
 def test_training_passes_through_the_stages(tiny_pairs):
     model = make_model(tiny_pairs, stages={"float": 2, "binary_activations": 2}, precision="bf16", ema_decay=0.5)
-    binary_forward = dict(model.net_g.named_modules())["body.0.blocks.0.conv3"].forward
     outputs = {}
     for iteration in range(1, 6):
         iterate(model, iteration, make_batch())
@@ -64,7 +64,7 @@ def test_training_passes_through_the_stages(tiny_pairs):
         model.stages.enter(iteration)
     # The averaged network is validated in the stage that is trained; behind the last staged iteration it is binary.
     assert outputs == {1: False, 2: False, 3: False, 4: True, 5: True}
-    assert dict(model.net_g.named_modules())["body.0.blocks.0.conv3"].forward is binary_forward
+    assert {conv.mode for conv in binary_convs(model.net_g).values()} == {"binary"}
 
 
 def make_bsrn(**options) -> BSRN:

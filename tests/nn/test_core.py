@@ -77,7 +77,7 @@ def test_progress_reaches_progressive_estimators_only():
 
     def gradients() -> list[float]:
         leaves = [x.clone().requires_grad_() for _ in range(2)]
-        outs = [network[1](leaves[0]), network[2].estimate(leaves[1])]
+        outs = [network[1](leaves[0]), network[2].maps(leaves[1])[0][0]]
         return [float(torch.autograd.grad(out.sum(), leaf)[0]) for out, leaf in zip(outs, leaves, strict=True)]
 
     before = gradients()
@@ -253,29 +253,3 @@ def test_conv_latent_gradient_equals_that_of_the_effective_weight():
     conv.binarize_activation.norm.reset_running_stats()
     conv(x).cos().sum().backward()
     torch.testing.assert_close(conv.weight.grad, effective.grad)
-
-
-def test_affine_normalization_of_the_filters_by_hand():
-    """Sign(gain BN(W) + shift): BN(W1 + W2) of the first filter is proportional to -2 1 2 -1."""
-    binarizer = BAMWeight(affine=True, num_filters=2, group_index=1)
-    plain = BAMWeight(group_index=1)
-    assert torch.equal(binarizer(W2, (W1,)), plain(W2, (W1,)))
-    with torch.no_grad():
-        binarizer.gain.copy_(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1))
-        binarizer.shift.copy_(torch.tensor([0.7, 9.0]).view(2, 1, 1, 1))
-    ((signs, _),) = binarizer.decompose(W2, (W1,))
-    assert torch.equal(signs, filters([1, 1, -1, 1], [1, 1, 1, 1]))
-    latent, g = W2.clone().requires_grad_(), torch.randn_like(W2)
-    binarizer(latent, (W1,)).backward(g)
-    torch.testing.assert_close(latent.grad, g)
-    torch.testing.assert_close(binarizer.shift.grad, g.sum((1, 2, 3), keepdim=True))
-    expected = (g * normalize_filters(W1 + W2)).sum((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(binarizer.gain.grad, expected)
-
-
-def test_affine_is_an_option_of_the_convolution():
-    conv = BinaryConv2d(in_channels=3, out_channels=4, weight_options={"affine": True})
-    assert conv.binarize_weight.gain.shape == (4, 1, 1, 1)
-    for options in ({"affine": True}, {"affine": True, "num_filters": 2, "alpha": "solved"}):
-        with pytest.raises(ValueError, match=r"affine needs num_filters"):
-            BAMWeight(**options)

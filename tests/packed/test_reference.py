@@ -12,9 +12,10 @@ from helpers.packed_models import random_filters, random_floats, small_model
 from torch import nn
 
 from bam_plugin.engine import Engine, blas, engine
+from bam_plugin.nn.activations import batch_norm_affine
 from bam_plugin.packed import EngineError, bits
 from bam_plugin.packed.ops import convolution, pointwise, sizes
-from bam_plugin.packed.thresholds import batch_norm_affine, step_thresholds
+from bam_plugin.packed.thresholds import step_thresholds
 
 
 def to_torch(value: np.ndarray) -> torch.Tensor:
@@ -165,11 +166,7 @@ def test_thresholds_match_batch_norm_in_torch():
     for tensor in (norm.running_mean, norm.weight, norm.bias):
         tensor.data.copy_(torch.from_numpy(random_floats(generator, 64)))
     norm.running_var.uniform_(0.1, 3)
-    mean, variance, gamma, beta = (
-        t.detach().numpy() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
-    a, b = batch_norm_affine(mean=mean, variance=variance, gamma=gamma, beta=beta, eps=norm.eps)
-    threshold, flip = step_thresholds(a, b)
+    threshold, flip = step_thresholds(*(part.numpy() for part in batch_norm_affine(norm)))
     value = random_floats(generator, 40, 40, 64)
     with torch.no_grad():
         expected = from_torch(norm(to_torch(value)))

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bam_plugin.nn.binarizers import WEIGHT_BINARIZERS
 from bam_plugin.nn.methods import Method
 from bam_plugin.nn.mixing.grouping import Group, GroupedLayer, open_scope
 from bam_plugin.nn.mixing.recipe import Recipe, SwapError, as_recipe
 from bam_plugin.nn.mixing.watching import Watched, keep_training_form, watch
+from bam_plugin.nn.weights import WEIGHT_BINARIZERS
 
 
 def binarize(
