@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("div2k", "DIV2K as it ships: DIV2K_train_HR, DIV2K_valid_HR, and the LR folders when present"),
         ("folder", "any folders of images as a training set"),
         ("benchmark", "Set5, Set14, B100, Urban100, Manga109: GTmodS and LRbicxS folders"),
-        ("classic", "T91, BSDS400 and CC0_photos as a training set, DIV2K_valid_crop256 for validation"),
+        ("classic", "T91, BSDS400, CC0_photos, CID22_photos, CLIC_half: training; DIV2K_valid_crop256: validation"),
     ):
         sub = kinds.add_parser(kind, help=summary, description=summary)
         if kind == "folder":

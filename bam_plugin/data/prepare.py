@@ -27,7 +27,7 @@ from bam_plugin.pictures.bgr import MAX_PIXELS
 from bam_plugin.pictures.read import probe_picture
 
 # The folders of `prepare_classic`.
-_CLASSIC = ("T91", "BSDS400", "CC0_photos")
+_CLASSIC = ("T91", "BSDS400", "CC0_photos", "CID22_photos", "CLIC_half")
 _CLASSIC_VALIDATION = "DIV2K_valid_crop256"
 # Images encoded beforehand to estimate the bytes on disk, spread over the set.
 _SAMPLED = 3
@@ -175,7 +175,7 @@ def prepare_classic(
 ) -> list[PreparedSet | PreparedBenchmark]:
     """Prepare the small classical sets below `root`, for those who do not have DIV2K.
 
-    T91, BSDS400 and CC0_photos (those that are there) become whole-image LMDBs, OUTPUT/classic/classic_HR.lmdb and
+    The folders of _CLASSIC that are there become whole-image LMDBs, OUTPUT/classic/classic_HR.lmdb and
     classic_LR_bicubic_X4.lmdb; DIV2K_valid_crop256, when there, becomes OUTPUT/DIV2K_valid_crop256/GTmod4 and LRbicx4
     for validation. Otherwise as `prepare_div2k`.
     """

@@ -93,6 +93,8 @@ def expected_binary(opt: dict[str, Any]) -> int:
         return 2 * network["host"]["num_block"]
     if network["type"] == "BSRN":
         return 3 * network["num_hpb"] * network["num_lb"]
+    if network["type"] == "PlainBSR":
+        return network["num_group"] * network.get("num_convs", 1) * network.get("num_planes", 1)
     return 0 if network.get("binarizer") is None else {"VDSR": 18, "SRResNet": 32}[network["type"]]
 
 
