@@ -51,8 +51,7 @@ def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> It
 
 
 def _check_options(binarizer: Any, options: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
-    # A binarizer without options inherits a constructor that takes any keyword, and refuses it later.
-    problems = list(check_call(binarizer, options, key, given=tuple(_GIVEN), swallowed=True))
+    problems = list(check_call(binarizer, options, key, given=tuple(_GIVEN)))
     yield from problems
     if problems:
         return
