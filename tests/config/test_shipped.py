@@ -229,7 +229,7 @@ def test_expand_and_check(tmp_path: Path, capsys: pytest.CaptureFixture, monkeyp
     assert "datasets.test_1.dataroot_gt" in capsys.readouterr().err
 
 
-def test_an_installed_package_carries_the_option_files(tmp_path: Path) -> None:
+def test_a_built_package_carries_its_option_files_and_types(tmp_path: Path) -> None:
     build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -238,6 +238,8 @@ def test_an_installed_package_carries_the_option_files(tmp_path: Path) -> None:
     entries = json.loads(result.stdout)
     assert [entry["name"] for entry in entries] == [file.name for file in FILES]
     assert all(Path(entry["path"]).is_relative_to(tmp_path / "bam_plugin/options") for entry in entries)
+    assert (tmp_path / "bam_plugin/py.typed").exists()
+    assert not list(tmp_path.rglob("*.c"))
 
 
 def test_the_documentation_names_every_key_and_method() -> None:
