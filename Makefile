@@ -2,8 +2,7 @@
 #   make demo   train a small binary network on photos, convert it to packed bits, upscale with it   (demo/)
 #   make test   the test suite
 #   make docs   the site, from README, docs/ and the docstrings   (site/)
-#   make lint   ruff, clang-format and pyright change nothing and complain of what they find
-#   make format ruff and clang-format lay out Python and C
+#   make lint   ruff and pyright
 #   make clean  remove .venv and everything that the targets above made
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -14,13 +13,12 @@ INSTALLED := .venv/installed
 # The tested versions are for Python 3.11; other versions resolve the ranges in pyproject.toml.
 PINS = $(shell $(BIN)/python -c 'import sys; print("-c requirements.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: all demo test docs lint format clean
-C_FILES = $(shell git ls-files "*.c" "*.h")
+.PHONY: all demo test docs lint clean
 all: $(INSTALLED)
 
 # torch comes first and build isolation is off, because basicsr's setup.py imports torch: isolated, pip would download a
 # second torch for the build.
-$(INSTALLED): setup.py pyproject.toml requirements.txt $(wildcard bam_plugin/*/csrc/*.[ch]) bam_plugin/engine/csrc/build.py
+$(INSTALLED): setup.py pyproject.toml requirements.txt $(wildcard bam_plugin/*/csrc/*.[ch] bam_plugin/*/*/csrc/*.[ch]) bam_plugin/engine/csrc/build.py
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with venv is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel cython
@@ -40,12 +38,7 @@ docs: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/pyright
-
-format: $(INSTALLED)
-	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-	$(BIN)/clang-format -i $(C_FILES)
 
 clean:
 	rm -rf .venv demo build site *.egg-info bam_plugin/engine/_kernels* bam_plugin/nn/fast/_training*

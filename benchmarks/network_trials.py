@@ -81,8 +81,8 @@ class Rescaled(nn.Module):
         self.channel = nn.Conv1d(1, 1, 5, padding=2) if channel else None
         for part in (self.spatial, self.channel):
             if part is not None:
-                nn.init.zeros_(part.weight)
-                nn.init.zeros_(part.bias)
+                for parameter in part.parameters():
+                    nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, previous: Sequence[Tensor] = (), identity: Tensor | None = None) -> Tensor:
         """See BinaryLayer."""
@@ -101,6 +101,8 @@ class BranchedConv(nn.Module):
     The branches: 3x3; 1x1 to twice the channels and 3x3; 1x1 and Sobel filters of both directions and the Laplacian;
     the identity where the channels are equal.
     """
+
+    identity: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -320,7 +322,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.variants) - set(VARIANTS):
         parser.error(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
-    if args.data is None and not args.time:
+    if not args.data and not args.time:
         parser.error("--data is needed to train")
     torch.set_num_threads(1)
     names = args.variants or list(VARIANTS)

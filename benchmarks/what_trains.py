@@ -45,7 +45,7 @@ def add_rprelu(network: BSRN) -> None:
     """A learned rectifier with two shifts per channel behind each binary convolution, inside the paths around it."""
     for module in [module for module in network.modules() if isinstance(module, BinaryConv2d)]:
         module.add_module("rprelu", RPReLU(num_feat=module.out_channels))
-        module.register_forward_hook(lambda conv, inputs, output: conv.rprelu(output))
+        module.register_forward_hook(lambda conv, inputs, output: conv.get_submodule("rprelu")(output))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,13 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def read(path: Path) -> np.ndarray:
+    """The picture in `path`, uint8 (H, W, 3), BGR."""
+    picture = cv2.imread(str(path))
+    assert picture is not None, path
+    return picture
+
+
 def prepare_photos() -> None:
     """LMDBs of HR and LR sub-images for training, folders of HR and LR images for the held-out photos."""
     import skimage
@@ -120,11 +127,11 @@ def upscale_and_measure(packed: Path) -> list[PhotoResult]:
     for low_path in sorted((DEMO / f"data/held_out/LRbicx{SCALE}").glob("*.png")):
         name = low_path.stem
         upscaler.upscale_file(low_path, output / f"{name}_packed.png")
-        original = cv2.imread(str(DEMO / f"data/held_out/GTmod{SCALE}/{name}.png"))
+        original = read(DEMO / f"data/held_out/GTmod{SCALE}/{name}.png")
         pictures = {
-            "bicubic": imresize(cv2.imread(str(low_path)), scale=SCALE),
-            "network": cv2.imread(str(tested / f"{name}_network.png")),
-            "packed": cv2.imread(str(output / f"{name}_packed.png")),
+            "bicubic": imresize(read(low_path), scale=SCALE),
+            "network": read(tested / f"{name}_network.png"),
+            "packed": read(output / f"{name}_packed.png"),
         }
         difference = np.abs(pictures["packed"].astype(int) - pictures["network"])
         results.append(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 SMALL_BSRN = {
     "type": "BSRN",
@@ -40,7 +44,7 @@ HOSTS = {
 }
 
 
-def enliven(network: nn.Module) -> nn.Module:
+def enliven(network: Network) -> Network:
     """Statistics, affine parameters and factors as a training leaves them: no ones and zeros."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
