@@ -1,4 +1,7 @@
-"""ONNX Runtime as a rival: the ONNX model that `bam convert --onnx` writes, or a part of it, on the CPU in fp32."""
+"""ONNX Runtime as a rival.
+
+It runs the ONNX model that `bam convert --onnx` writes, or a part of it, on the CPU in fp32.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from bam_plugin.conversion.onnx_export import export_segment, make_session
 
 
 def build(job: Job, part: str) -> Call:
-    """One part as a call."""
+    """A call that computes one part."""
     segment = job.segments[part]
     data = export_segment(job.model, segment.nodes, inputs=segment.inputs, outputs=segment.outputs)
     session = make_session(data, threads=job.threads)

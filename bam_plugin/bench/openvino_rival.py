@@ -1,9 +1,9 @@
-"""OpenVINO as a rival: it reads the ONNX model of a part; a binary body and an int8 tail are put in afterwards.
+"""OpenVINO as a rival. It reads the ONNX model of a part. A binary body and an int8 tail are put in afterwards.
 
-BinaryConvolution wants its operand from a FakeQuantize of two levels whose values are 0 and 1 (they stand for -1 and
-+1), and filters of type u1 with the first weight in the lowest bit, 1 for +1. FakeQuantize sends ties low, so each
-limit is the float below the threshold. An int8 tail is FakeQuantize of 256 levels before each convolution; it is a
-model of its own, because OpenVINO's compiler does not come back from a binary body and an int8 tail in one.
+BinaryConvolution takes its operand from a FakeQuantize of two levels with the values 0 and 1, which stand for -1 and
++1. Its filters have the type u1, with the first weight in the lowest bit and 1 for +1. FakeQuantize sends ties low, so
+each limit is the float below the threshold. An int8 tail has a FakeQuantize of 256 levels before each convolution. It
+is a model of its own, because OpenVINO's compiler hangs on a binary body and an int8 tail in one model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Translation:
         nodes = {node.name: node for node in segment.nodes}
         self.signs: dict[str, Any] = {}  # threshold -> its map of 0 and 1
         for conv in [op for op in self.made.get_ordered_ops() if op.get_type_name() == "Convolution"]:
-            # The export calls a convolution's filters after its node.
+            # The export names the filters of a convolution after its node.
             node = nodes[_source(conv, 1).get_friendly_name().removesuffix(".weight")]
             if node.op == "binary_conv2d" and binary:
                 self.put_binary(conv, node, nodes[node.inputs[0]])
@@ -45,13 +45,13 @@ class _Translation:
         self.made.validate_nodes_and_infer_types()
 
     def put_binary(self, conv: Any, node: Node, threshold: Node) -> None:
-        """Let a BinaryConvolution take the place of a convolution and of the rounding behind it."""
+        """Replace a convolution and the rounding behind it by a BinaryConvolution."""
         alphabet, kernel = str(node.attrs["alphabet"]), int(node.attrs["kernel"])
         if alphabet != "-1,+1":
-            raise RivalError("its BinaryConvolution knows -1 and +1 only, the network has 0 and 1")
+            raise RivalError("its BinaryConvolution takes -1 and +1 only, and the network has 0 and 1")
         channels = self.model.graph.types[node.inputs[0]].channels
         if channels % 8 or len(self.model.tensors[node.tensors["scale"]]) % 8:
-            raise RivalError("its BinaryConvolution (2026.4) is wrong where channels are no multiple of 8")
+            raise RivalError("its BinaryConvolution (2026.4) is wrong unless the channels are a multiple of 8")
         if threshold.name not in self.signs:
             x = _source_output(_source(_source(conv, 0), 0), 0)  # Convolution <- Select <- GreaterEqual <- x
             self.signs[threshold.name] = self.sign_map(x, threshold)
@@ -68,14 +68,14 @@ class _Translation:
     def sign_map(self, x: Any, threshold: Node) -> Any:
         limits = self.model.tensors[threshold.tensors["threshold"]]
         high, low = map(_per_channel, sign_values(threshold, self.model, "0,1"))
-        # Ties go low, infinities must become the largest floats.
+        # Ties go low. Infinities become the largest floats.
         below = _per_channel(np.nan_to_num(np.nextafter(limits, np.float32(-np.inf))))
         return ops.fake_quantize(x, below, below, low, high, 2)
 
     def quantize(self, conv: Any, node: Node) -> None:
         """Round the operand and the filters of a convolution to 8 bits."""
         seen = self.job.values[node.inputs[0]]
-        # Operands that are never negative use all 256 levels for what is above zero.
+        # Operands that are never negative use all 256 levels for values above zero.
         high = max(float(np.abs(seen).max()), 1e-6)
         low = 0.0 if seen.min() >= 0 else -high * 128 / 127
         x = ops.fake_quantize(_source_output(conv, 0), *map(_constant, (low, high, low, high)), 256)
@@ -117,7 +117,7 @@ class _Request:
         self._outputs = range(len(segment.outputs))
 
     def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        """(1, C, H, W) arrays in and out; the results are overwritten by the next run."""
+        """Arrays (1, C, H, W) in and out. The next run overwrites the results."""
         self._request.infer(values, share_inputs=True)
         return [self._request.get_output_tensor(index).data for index in self._outputs]
 
@@ -131,7 +131,10 @@ def _pixels(outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def build(job: Job, part: str, *, body: str = "fp32", tail: str = "fp32") -> Call:
-    """One part as a call. `body` is fp32, bf16 or binary, `tail` fp32, bf16 or int8; two of a kind are one model."""
+    """A call that computes one part.
+
+    `body` is fp32, bf16 or binary, `tail` is fp32, bf16 or int8. Equal ones are one model.
+    """
     if part == "whole" and body != tail and (body, tail) != ("binary", "fp32"):
         return _chain(job, body, tail)
     segment = job.segments[part]
@@ -141,9 +144,9 @@ def build(job: Job, part: str, *, body: str = "fp32", tail: str = "fp32") -> Cal
 
 
 def _chain(job: Job, body: str, tail: str) -> Call:
-    """Body and tail as two models, the second reading what the first has written."""
+    """Body and tail as two models. The second reads what the first has written."""
     if "body" not in job.segments:
-        raise RivalError("the network has no body and tail to run apart")
+        raise RivalError("the network does not have both a body and a tail")
     first, second = job.segments["body"], job.segments["tail"]
     requests = [_Request(job=job, segment=first, precision=body), _Request(job=job, segment=second, precision=tail)]
     images = {name: _planes(job.values[name]) for name in (*first.inputs, *second.inputs) if name not in first.outputs}

@@ -1,7 +1,8 @@
 """Peak memory of a rival: `python -m bam_plugin.bench.peak_memory FILE RIVAL THREADS HEIGHT WIDTH` prints bytes.
 
-In a process of its own. Counted from the program that has loaded the rival's package and the file, to the peak of a run
-after the first one, so what compiling needed for a while does not count, but buffers and converted weights do.
+It runs in a process of its own. It measures from the state where the rival's package and the file are loaded to the
+peak of a run after the first one. So buffers and converted weights count, and memory that compiling needed for a while
+does not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def _status(field: str) -> int:
 
 
 def peak_memory(path: Path, rival: str, *, threads: int, height: int, width: int) -> int:
-    """Bytes, see above. Raises RivalError where the system has no /proc or the measurement fails."""
+    """Peak memory in bytes, as the module describes it.
+
+    Raises RivalError where the system has no /proc or the measurement fails.
+    """
     if not _STATUS.exists():
         raise RivalError("memory of rivals is measured on Linux only")
     numbers = [str(number) for number in (threads, height, width)]
@@ -45,7 +49,7 @@ def _measure(path: str, name: str, threads: int, height: int, width: int) -> int
     before = _status("VmRSS")
     call = rival.build(job, "whole")
     call()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     call()
     return max(0, _status("VmHWM") - before)
 

@@ -1,8 +1,8 @@
 """The rivals of the packed engine, by name, and the check that they compute the same.
 
-Float operations round differently from runtime to runtime, and in front of a threshold a rounding can flip a sign; with
-many binary layers, and with random weights above all, such flips add up. So a rival's result is not asserted but
-described: the share of values that differ from the engine's by more than a hundredth of their root mean square.
+Runtimes round float operations differently, and a rounding in front of a threshold can flip a sign. In many binary
+layers, above all with random weights, such flips add up. So nothing is asserted of a rival's result. It is described:
+the share of values that differ from the engine's by more than a hundredth of their root mean square.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bam_plugin.bench.segments import PARTS, Job
-from bam_plugin.errors import BamError
+from bam_plugin.errors import BamError, install_command
 
 Call = Callable[[], list[np.ndarray]]
 DIFFERS = 0.01  # of the root mean square
@@ -27,9 +27,9 @@ class RivalError(BamError):
 
 @dataclass(frozen=True)
 class Rival:
-    """One way to run a network: `build(job, part)` -> a call that computes the part once, and its outputs (H, W, C).
+    """One way to run a network. `build(job, part)` gives a call that computes the part once, and its outputs (H, W, C).
 
-    `module` is the package that must be there, `make` the module and function behind `build`, `options` its keywords.
+    `module` is the package that it needs, `make` the module and function behind `build`, `options` its keywords.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Rival:
     parts: tuple[str, ...] = PARTS
 
     def available(self) -> str | None:
-        """None, or what is missing."""
+        """None, or a text that says what is missing."""
         try:
             found = importlib.util.find_spec(self.module)
-        except ImportError:  # from an import hook
+        except ImportError:  # an import hook raises it
             found = None
         extra = "train" if self.module == "torch" else "bench"
-        return None if found else f"{self.module} is not installed (extra `{extra}` of bam-plugin)"
+        return None if found else f"{self.module} is not installed; run: {install_command(extra)}"
 
     def build(self, job: Job, part: str) -> Call:
-        """Prepare one part. Raises RivalError where the runtime or the network does not allow it."""
+        """Prepare one part. Raises RivalError if the runtime or the network does not allow it."""
         module, function = self.make.split(":")
         make = getattr(importlib.import_module(f"bam_plugin.bench.{module}"), function)
         return make(job, part, **self.options)
@@ -84,7 +84,7 @@ RIVALS: Mapping[str, Rival] = {
 
 
 def choose(names: list[str] | None) -> list[Rival]:
-    """The rivals called `names`, or whose names begin with one of them (without case); None: all of them."""
+    """The rivals whose names begin with one of `names`, whatever the case; all rivals for None."""
     if names is None:
         return list(RIVALS.values())
     chosen: dict[str, Rival] = {}
@@ -93,18 +93,18 @@ def choose(names: list[str] | None) -> list[Rival]:
         exact = [rival for rival in RIVALS.values() if rival.name.lower() == wanted]
         matching = exact or [rival for rival in RIVALS.values() if rival.name.lower().startswith(wanted)]
         if not matching:
-            raise RivalError(f"no rival is called {name!r}; there are {list(RIVALS)}")
+            raise RivalError(f"expected the name of a rival, one of {list(RIVALS)}, found {name!r}")
         chosen |= {rival.name: rival for rival in matching}
     return list(chosen.values())
 
 
 def difference(job: Job, part: str, outputs: list[np.ndarray]) -> float:
-    """Share of a part's output values that differ from the engine's, see the text above."""
+    """Share of a part's output values that differ from the engine's, as the module describes it."""
     unequal = total = 0
     for name, found in zip(job.segments[part].outputs, outputs, strict=True):
         expected = job.values[name]
         if found.shape != expected.shape:
-            raise RivalError(f"{name}: shape {expected.shape} expected, found {found.shape}")
+            raise RivalError(f"{name}: expected the shape {expected.shape}, found {found.shape}")
         limit = DIFFERS * float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
         unequal += int((~(np.abs(found - expected) <= limit)).sum())
         total += expected.size

@@ -1,7 +1,8 @@
-"""The parts of a packed network that are measured apart: `whole`, `body` and `tail`, cut where the engine cuts.
+"""The parts of a packed network that are measured apart: `whole`, `body` and `tail`. They are cut where the engine
+cuts.
 
-The body ends with the stage of the last binary convolution (the head is in it), the tail is what follows. Both are
-lists of nodes with the values that go in and come out, so any runtime can build them alone.
+The body begins with the head and ends with the stage of the last binary convolution. The tail is the rest. Each part is
+a list of nodes with the values that go in and come out, so any runtime can build it alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PARTS = ("whole", "body", "tail")
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes in order of execution, the float values they read from outside, and those they make for others."""
+    """Nodes in order of execution, the float values that they read, and the float values that others read."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
@@ -32,7 +33,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Job:
-    """One network at one image size and number of threads: what a rival builds from.
+    """One network at one image size and number of threads. A rival builds its parts from it.
 
     `values` holds the engine's maps (H, W, C) of every segment's inputs and outputs.
     """
@@ -50,7 +51,10 @@ def _segment(nodes: Sequence[Node], wanted: set[str]) -> Segment:
 
 
 def cut(model: PackedModel) -> dict[str, Segment]:
-    """The segments by part; a network without binary convolutions has no body, one that ends with them no tail."""
+    """The segments by part.
+
+    A network without binary convolutions has no body, and one that ends with them has no tail.
+    """
     graph = model.graph
     plan = plan_stages(graph, tile_ops(graph, model.tensors, fuse=False))
     early = {name for stage in plan.stages[: plan.tail] for op in stage.ops for name in op.outputs}
@@ -64,18 +68,18 @@ def cut(model: PackedModel) -> dict[str, Segment]:
 
 
 def _value(model: PackedModel, name: str, image: np.ndarray, isa: str | None, threads: int) -> np.ndarray:
-    """The engine's map (H, W, C) of one value, by a network that ends there: keeping all maps would take gigabytes."""
+    """The engine's map (H, W, C) of one value. A network that ends there computes it: all maps would take gigabytes."""
     if name == INPUT:
         return image
     return Engine(cut_at(model, name), isa=isa, threads=threads).run(image)
 
 
 def make_job(model: PackedModel, image: np.ndarray, *, threads: int, isa: str | None = None) -> Job:
-    """Cut the network and let the engine fill in the values at the cuts for `image` (H, W, C)."""
+    """Cut the network, and let the engine compute the values at the cuts for `image` (H, W, C)."""
     segments = cut(model)
     wanted = {name for segment in segments.values() for name in (*segment.inputs, *segment.outputs)}
     if "tail" in segments:
-        # A rival in 8 bits needs to know how large the operands of the tail's convolutions become.
+        # A rival in 8 bits needs the ranges of the operands of the tail's convolutions.
         wanted |= {node.inputs[0] for node in segments["tail"].nodes if node.op == "conv2d"}
     values = {name: _value(model, name, image, isa, threads) for name in sorted(wanted)}
     return Job(model=model, segments=segments, values=values, threads=threads)

@@ -1,4 +1,4 @@
-"""One run of `bam bench`: every part of the engine and of its rivals in turns, thread count by thread count."""
+"""One run of `bam bench`: for each number of threads, the parts of the engine and of its rivals take turns."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Runner = tuple[str, str]  # name and part
 
 @dataclass
 class Session:
-    """What was measured: `timings[name][part][threads]`, `differs[name][part]` (shares), `memory[name]` (bytes).
+    """Results: `timings[name][part][threads]`, `differs[name][part]` (shares), `memory[name]` (bytes).
 
-    `skipped` says in one line each what was not measured and why.
+    `skipped` has one line for each thing that was not measured, with the reason.
     """
 
     timings: dict[str, dict[str, dict[str, timing.Timing]]] = field(default_factory=dict)
@@ -36,13 +36,13 @@ class Session:
     skipped: list[str] = field(default_factory=list)
 
     def skip(self, text: str) -> None:
-        """Note a line once."""
+        """Note a line in `skipped` once."""
         if text not in self.skipped:
             self.skipped.append(text)
 
 
 def clock_of(cpu_time: bool) -> Callable[[], float]:
-    """The clock of the process or that of the wall, in seconds."""
+    """The clock of the process, or the clock of the wall, in seconds."""
     return time.process_time if cpu_time else time.perf_counter
 
 
@@ -57,9 +57,10 @@ def run_session(
     rounds: int,
     cpu_time: bool = False,
 ) -> Session:
-    """Measure; a rival that is missing or fails on this network is skipped.
+    """Measure. A rival that is missing or fails on this network is skipped.
 
-    With `cpu_time` the clock is that of the process: the time of all its threads together, whatever else runs.
+    With `cpu_time` the clock is that of the process. It counts the time of all its threads together, whatever else
+    runs.
     """
     clock = clock_of(cpu_time)
     session = Session()
@@ -87,7 +88,7 @@ def run_session(
 
 
 def _prepare(session: Session, rival: Rival, job: Any, parts: Sequence[str]) -> dict[Runner, Callable[[], object]]:
-    """The calls of one rival, each compared with the engine."""
+    """The calls of one rival. Each result is compared with the engine's."""
     calls: dict[Runner, Callable[[], object]] = {}
     for part in rival.parts:
         if part not in parts:
@@ -99,7 +100,7 @@ def _prepare(session: Session, rival: Rival, job: Any, parts: Sequence[str]) -> 
         try:
             call = rival.build(job, part)
             session.differs.setdefault(rival.name, {})[part] = difference(job, part, call())
-        except (BamError, ImportError, RuntimeError) as error:  # RuntimeError: what the runtimes themselves raise
+        except (BamError, ImportError, RuntimeError) as error:  # the runtimes themselves raise RuntimeError
             session.skip(f"{rival.name}, {part}: {(str(error) or type(error).__name__).splitlines()[0]}")
             continue
         calls[rival.name, part] = call
@@ -110,7 +111,7 @@ def _prepare(session: Session, rival: Rival, job: Any, parts: Sequence[str]) -> 
 def measure_memory(
     session: Session, path: Path, *, height: int, width: int, isa: str, threads: int, rivals: Sequence[Rival]
 ) -> None:
-    """Peak memory of whole runs: the engine's, and those of the rivals that were measured."""
+    """Measure the peak memory of whole runs of the engine and of the rivals that were measured."""
     if isa in kernels.compiled_isas():
         session.memory[f"bam {isa}"] = timing.peak_memory(path, height, width, isa=isa, threads=threads)
     for rival in rivals:

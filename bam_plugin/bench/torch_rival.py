@@ -16,7 +16,7 @@ from bam_plugin.conversion.torch_graph import Translation
 
 
 def build(job: Job, part: str, *, bf16: bool = False, compiled: bool = False) -> Call:
-    """One part as a call, compiled for the present number of threads where `compiled`."""
+    """A call that computes one part, compiled for the present number of threads if `compiled`."""
     segment = job.segments[part]
     torch.set_num_threads(job.threads)
     translation = Translation(
@@ -31,7 +31,7 @@ def build(job: Job, part: str, *, bf16: bool = False, compiled: bool = False) ->
         torch.from_numpy(np.ascontiguousarray(job.values[name])).permute(2, 0, 1)[None] for name in segment.inputs
     ]
     if compiled:
-        torch._dynamo.reset()  # code compiled for another number of threads keeps that number
+        torch._dynamo.reset()  # compiled code keeps the number of threads for which it was compiled
         network = torch.compile(network, dynamic=False, options={"freezing": True})
 
     def call() -> list[np.ndarray]:

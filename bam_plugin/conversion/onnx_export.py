@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bam_plugin.conversion.twins import TWINS, sign_values
-from bam_plugin.errors import MissingDependencyError
+from bam_plugin.errors import MissingDependencyError, install_command
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
@@ -35,7 +35,7 @@ def require(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingDependencyError(
-            f"ONNX needs the package {package}, which cannot be imported ({error}); run: pip install 'bam-plugin[onnx]'"
+            f"ONNX needs the package {package}, which cannot be imported ({error}); run: {install_command('onnx')}"
         ) from error
 
 

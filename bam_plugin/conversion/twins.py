@@ -1,9 +1,10 @@
 """The operations of packed graphs in float, for runtimes that know no bits: one twin for ONNX and one for PyTorch each.
 
-A twin translates one node. `onnx_export.Export` (e) and `torch_graph.Translation` (t) walk the graph and offer what twins
-need: the node's arrays by role, its operands, constants per channel. Signs are floats: -1 and +1, or 0 and 1. Thresholds are
-made where they are read (`signs`), since the reader knows the alphabet. A twin that is one call of the runtime is one
-line of the table.
+A twin translates one node. `onnx_export.Export` (e) and `torch_graph.Translation` (t) walk the graph and offer what
+twins
+need: the node's arrays by role, its operands, constants per channel. Signs are floats: -1 and +1, or 0 and 1.
+Thresholds are made where they are read (`signs`), since the reader knows the alphabet. A twin that is one call of the
+runtime is one line of the table.
 """
 
 from __future__ import annotations

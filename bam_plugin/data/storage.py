@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bam_plugin.errors import BamError, MissingDependencyError
+from bam_plugin.errors import BamError, MissingDependencyError, install_command
 
 # PNG level of every stored image; recorded in meta_info.txt as BasicSR does.
 PNG_LEVEL = 1
@@ -184,8 +184,8 @@ def require_lmdb() -> Any:
         import lmdb
     except ImportError as error:
         raise MissingDependencyError(
-            "LMDBs need the package lmdb, which is not installed; run: pip install lmdb (or prepare folders of images, "
-            "with --store folder)"
+            f"LMDBs need the package lmdb, which is not installed; run: {install_command('train')} (or prepare folders "
+            "of images, with --store folder)"
         ) from error
     return lmdb
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from bam_plugin.engine.tile_memory import TileMemory
-from bam_plugin.errors import INSTALL_TRAINING, TRAINING_LIBRARIES, MissingDependencyError
+from bam_plugin.errors import TRAINING_LIBRARIES, MissingDependencyError, install_command
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.precision import FLOAT
@@ -67,5 +67,5 @@ def open_engine(
         why = f" ({model.no_graph})" if isinstance(model, MixedModel) else ""
         raise MissingDependencyError(
             f"this packed file holds a {model.kind} network, whose float layers run in PyTorch{why}; {error.name} is "
-            f"not installed; run: {INSTALL_TRAINING}"
+            f"not installed; run: {install_command('train')}"
         ) from error

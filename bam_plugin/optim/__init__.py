@@ -1,7 +1,7 @@
-"""Optimizers for binary networks: by name in the option file, with groups of parameters by what they are.
+"""Optimizers for binary networks. An option file names one, and rules group the parameters by what they are.
 
 `OPTIMIZER_REGISTRY` holds every optimizer of torch and, for binary networks, BinaryAdam, Bop and Bop2ndOrder.
-`build_optimizers` makes them for a network from options, `make_scheduler` their learning-rate schedules.
+`build_optimizers` makes them for a network from options. `make_scheduler` makes their learning-rate schedules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BinaryAdam: AdamW that keeps latent weights within reach of their sign."""
+"""BinaryAdam: AdamW that keeps latent weights near zero, where their sign can change."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from bam_plugin.optim.registry import OPTIMIZER_REGISTRY
 class BinaryAdam(torch.optim.AdamW):
     """AdamW with weights clipped to [-clip, clip] after each step, in the groups that have a `clip`.
 
-    A latent weight far from zero can hardly change its sign any more; clipping keeps it within reach (Courbariaux et
-    al., BinaryConnect, NeurIPS 2015). `build_optimizers` sets `clip` for the group of latent weights and leaves weight
-    decay to the float weights: decay pulls latents towards zero, where noise flips them, and moves the thresholds of
-    the signs for no reason.
+    A latent weight far from zero can hardly change its sign. Clipping keeps it near zero (Courbariaux et al.,
+    BinaryConnect, NeurIPS 2015). `build_optimizers` sets `clip` for the group of latent weights and decays float
+    weights only: decay pulls latent weights towards zero, where noise flips them, and moves the thresholds of signs.
 
     Args:
         params, lr, betas, eps, weight_decay: as in torch.optim.AdamW (decoupled weight decay).
-        clip: greatest magnitude of a weight, or None; one per group.
+        clip: greatest magnitude of a weight, or None for no clipping. Each group can have its own.
         fused: torch's fused kernel (CPU and GPU), or None for torch's choice.
     """
 
@@ -37,7 +36,7 @@ class BinaryAdam(torch.optim.AdamW):
     ) -> None:
         beta1, beta2 = betas
         super().__init__(params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused)
-        # AdamW's constructor knows no `clip`: it becomes a default of the groups that do not set their own.
+        # AdamW's constructor has no `clip`. It becomes the default of groups that do not set their own.
         self.defaults["clip"] = clip
         for group in self.param_groups:
             group.setdefault("clip", clip)

@@ -14,7 +14,7 @@ from bam_plugin.optim.registry import OPTIMIZER_REGISTRY
 
 
 class _FlippingOptimizer(torch.optim.Optimizer, abc.ABC):
-    """Weights are -1 or +1 from the first step on; a step flips those that `_pull` votes against strongly enough."""
+    """Weights are -1 or +1 from the first step on. A step flips the weights whose `_pull` exceeds the threshold."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
@@ -25,7 +25,7 @@ class _FlippingOptimizer(torch.optim.Optimizer, abc.ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Flip each weight whose pull exceeds the threshold and points the way the weight already stands."""
+        """Flip each weight whose pull exceeds the threshold and has the sign of the weight."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -35,14 +35,14 @@ class _FlippingOptimizer(torch.optim.Optimizer, abc.ABC):
                 if parameter.grad is None:
                     continue
                 pull = self._pull(parameter.grad, self.state[parameter], group)
-                # A weight descends against its gradient: it must flip when both have the same sign.
+                # A weight descends against its gradient, so it flips when both have the same sign.
                 flip = (pull.abs() > group["threshold"]) & (sign(pull) == parameter)
                 parameter.copy_(torch.where(flip, -parameter, parameter))
         return loss
 
     @abc.abstractmethod
     def _pull(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """What stands against the present sign of each weight, compared with `threshold`."""
+        """The evidence of each weight's gradient, which `step` compares with `threshold`."""
 
 
 @OPTIMIZER_REGISTRY.register()
@@ -50,9 +50,9 @@ class Bop(_FlippingOptimizer):
     """Binary optimizer: flips a weight when the running mean of its gradient is consistent and large.
 
     m <- (1 - lr) m + lr g;  w <- -w if |m| > threshold and sign(m) = w   (Helwegen et al., NeurIPS 2019, alg. 1, where
-    lr is the adaptivity rate gamma). It is called `lr` so that schedules act on it.
+    lr is the adaptivity rate gamma). It has the name `lr` so that schedules act on it.
 
-    Only for latent weights whose magnitude nothing uses (`build_optimizers` refuses others).
+    It works for latent weights whose magnitude nothing uses. `build_optimizers` refuses others.
     """
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-4, threshold: float = 1e-8) -> None:
@@ -92,7 +92,7 @@ class Bop2ndOrder(_FlippingOptimizer):
         mean = state["mean"].lerp_(gradient, group["lr"])
         square = state["square"].lerp_(gradient * gradient, group["sigma"])
         if group["bias_correction"]:
-            # Products instead of powers: right under a schedule that changes lr, too.
+            # Products instead of powers stay right when a schedule changes lr.
             state["missing"] = [
                 left * (1 - rate) for left, rate in zip(state["missing"], (group["lr"], group["sigma"]), strict=True)
             ]

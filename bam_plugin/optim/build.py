@@ -1,12 +1,12 @@
-"""From the options under `train.optim_g` to optimizers.
+"""Optimizers from the options under `train.optim_g`.
 
 optim_g:
   type: BinaryAdam          a name in OPTIMIZER_REGISTRY; all other keys are its arguments, and:
   lr: 1.0e-3
   lr_mult: {latent: 0.5}    factors on lr by kind of parameter (see KINDS)
   latent_clip: 1.0          BinaryAdam: greatest magnitude of latent weights, null for none
-  rules:                    own groups: a kind or a pattern, and what differs for its parameters
-    - {match: "re:^upsampler", lr_mult: 2, weight_decay: 0}     (what it leaves out stays as its kinds have it)
+  rules:                    own groups: a kind or a pattern, and the settings of its parameters
+    - {match: "re:^upsampler", lr_mult: 2, weight_decay: 0}     (other settings stay those of the kind)
   others: {type: BinaryAdam, lr: 1.0e-3}     Bop, Bop2ndOrder: the optimizer of everything but latent weights
 """
 
@@ -34,7 +34,7 @@ _FLIPPING = (Bop, Bop2ndOrder)
 
 
 def build_optimizers(net: nn.Module, options: Mapping[str, Any]) -> list[torch.optim.Optimizer]:
-    """Optimizers for all trainable parameters of `net`; one, except with Bop, which leaves the rest to `others`.
+    """Optimizers for all trainable parameters of `net`: one, or two for Bop, which leaves the rest to `others`.
 
     Logs which parameters each group has. Raises OptimizerError for unknown names, bad arguments and bad rules.
     """
@@ -47,14 +47,14 @@ def build_optimizers(net: nn.Module, options: Mapping[str, Any]) -> list[torch.o
 
 
 def depends_on_magnitude(conv: BinaryConv2d) -> bool:
-    """Whether the binary weight changes when the latent is replaced by its sign (E|W|, centring, accumulation)."""
+    """Whether a binary weight changes when its sign replaces the latent weight (E|W|, centring, accumulation)."""
     original = conv.weight.data
     try:
         before = conv.decompose()
         conv.weight.data = sign(original)
         after = conv.decompose()
     except ValueError:
-        # It refuses to work without the earlier filters of its accumulation group.
+        # A binarizer that accumulates refuses to work without the earlier filters of its group.
         return True
     finally:
         conv.weight.data = original
@@ -88,7 +88,7 @@ def _build_flipping(
     options: dict[str, Any],
     others: dict[str, Any] | None,
 ) -> list[torch.optim.Optimizer]:
-    """Bop on the latent weights, `others` on everything else."""
+    """Bop for the latent weights, `others` for all other parameters."""
     latents = {name: kind for name, kind in kinds.items() if kind == "latent"}
     rest = {name: kind for name, kind in kinds.items() if kind != "latent"}
     if not latents:
@@ -110,9 +110,10 @@ def _build_flipping(
 
 
 def _rules(cls: type, kinds: Mapping[str, str], options: dict[str, Any]) -> list[Rule]:
-    """The rules of the options first; what they leave is grouped by kind where the kinds differ, else in one group.
+    """The rules of the options, then rules for the parameters that are left: one per kind if the kinds differ, else
+    one.
 
-    Where the kinds differ, a rule makes a group of each kind that it claims, whose defaults it changes.
+    If the kinds differ, a rule becomes one group for each kind that it claims. It changes the defaults of that kind.
     """
     own = [parse_rule(rule) for rule in options.pop("rules", None) or ()]
     multipliers = options.pop("lr_mult", None) or {}
@@ -179,7 +180,7 @@ def _make(
 
 
 def _number(key: str, value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 (without a dot) as text; take it as the number that was meant."""
+    """The number that a text such as 1e-4 means; YAML 1.1 reads it as text because it has no dot."""
     if not isinstance(value, str) or key == "type":
         return value
     try:
@@ -187,6 +188,6 @@ def _number(key: str, value: Any) -> Any:
     except ValueError:
         return value
     LOGGER.warning(
-        f"train.optim_g.{key}: the text {value!r} is taken as the number {number}; YAML needs a dot (1.0e-4)."
+        f"train.optim_g.{key}: read the text {value!r} as the number {number}; write a dot (1.0e-4), which YAML needs."
     )
     return number

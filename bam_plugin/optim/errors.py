@@ -6,4 +6,4 @@ from bam_plugin.errors import BamError
 
 
 class OptimizerError(BamError):
-    """An optimizer, its parameter groups or its schedule cannot be made from the options."""
+    """The options do not make an optimizer, its parameter groups or its schedule."""

@@ -1,7 +1,7 @@
-"""Parameter groups: which parameters are what, and rules that claim them.
+"""Parameter groups: the kind of each parameter, and rules that claim parameters.
 
-A rule is a (predicate, settings) pair. Every parameter belongs to exactly one group: two rules that claim the same
-parameter, and a rule that claims none, are errors, since both mean that the option file does not do what it says.
+A rule is a (predicate, settings) pair. Every parameter belongs to exactly one group. Two rules that
+claim the same parameter are an error, and so is a rule that claims none: the option file would not do what it says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from bam_plugin.nn import ActivationScale, BinaryConv2d
 from bam_plugin.optim.errors import OptimizerError
 
-# What a parameter can be, in the order in which groups are made.
+# The kinds of parameters, in the order of the groups.
 KINDS: dict[str, str] = {
     "latent": "full-precision weights behind the signs (BinaryConv2d.weight)",
     "alpha": "factors of the weight accumulation, and other parameters of weight binarizers",
@@ -32,7 +32,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 @dataclass(frozen=True)
 class Rule:
-    """Parameters for which `predicate(name, kind)` holds get `settings` (`lr_mult` and options of the optimizer)."""
+    """Parameters for which `predicate(name, kind)` is true get `settings`: `lr_mult` and options of the optimizer."""
 
     name: str
     predicate: Callable[[str, str], bool]
@@ -75,7 +75,7 @@ def parse_rule(options: Mapping[str, Any]) -> Rule:
 
 
 def split_by_kind(rule: Rule, kinds: Mapping[str, str], defaults: Callable[[str], Mapping[str, Any]]) -> list[Rule]:
-    """`rule` once for each kind that it claims, with its settings on top of `defaults(kind)`."""
+    """One rule for each kind that `rule` claims, with its settings over `defaults(kind)`."""
     claimed = {kind for name, kind in kinds.items() if rule.predicate(name, kind)}
 
     def part(kind: str) -> Rule:
@@ -87,9 +87,9 @@ def split_by_kind(rule: Rule, kinds: Mapping[str, str], defaults: Callable[[str]
 
 
 def assign(kinds: Mapping[str, str], rules: Sequence[Rule]) -> dict[str, list[str]]:
-    """The names that each rule claims, by the rule's name; every parameter is claimed once.
+    """The names that each rule claims, by the rule's name. Exactly one rule claims each parameter.
 
-    Raises OptimizerError for a rule that claims nothing and for parameters claimed twice or not at all.
+    Raises OptimizerError if a rule claims nothing, or if two rules or no rule claim a parameter.
     """
     claims: dict[str, list[str]] = {}
     owners: dict[str, str] = {}

@@ -16,13 +16,13 @@ from basicsr.utils.registry import Registry  # noqa: E402 (after the repairs)
 
 OPTIMIZER_REGISTRY = Registry("optimizer")
 
-# They take a closure that evaluates the loss several times, which a training loop over batches does not have.
+# They need a closure that evaluates the loss several times. A training loop over batches has none.
 _NEED_CLOSURE = ("LBFGS",)
 
 
 @dataclass(frozen=True)
 class OptimizerInfo:
-    """What `bam optimizers` shows of one optimizer."""
+    """One optimizer as `bam optimizers` shows it."""
 
     name: str
     origin: str
@@ -34,7 +34,7 @@ class OptimizerInfo:
 
 
 def register_torch_optimizers() -> None:
-    """Enter every optimizer of `torch.optim` under its class name; what is registered already stays."""
+    """Register every optimizer of `torch.optim` under its class name. Names that are registered already stay."""
     for name, value in vars(torch.optim).items():
         if not inspect.isclass(value) or not issubclass(value, torch.optim.Optimizer):
             continue
@@ -43,7 +43,7 @@ def register_torch_optimizers() -> None:
 
 
 def describe_optimizers() -> list[OptimizerInfo]:
-    """All registered optimizers, those for binary networks first, else by name."""
+    """All registered optimizers: those for binary networks first, then the others by name."""
     infos = [_describe(name, cls) for name, cls in OPTIMIZER_REGISTRY]
     return sorted(infos, key=lambda info: (info.origin == "torch", info.name))
 
@@ -55,7 +55,7 @@ def _describe(name: str, cls: type) -> OptimizerInfo:
         for parameter in inspect.signature(cls).parameters.values()
         if parameter.default is not inspect.Parameter.empty
     }
-    # torch's docstrings are wrapped in formulas; its class name says as much as their first line.
+    # torch's docstrings begin with formulas, so the class name has to do.
     text = f"torch.optim.{name}" if package == "torch" else inspect.getdoc(cls) or ""
     return OptimizerInfo(name, package, text.splitlines()[0] if text else "", defaults)
 

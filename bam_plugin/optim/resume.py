@@ -1,6 +1,6 @@
-"""To go on from a training state: progress comes from there, settings from the option file.
+"""A resume takes the progress from the training state and the settings from the option file.
 
-torch's optimizers and schedules take both from the state: what the option file says now would be silently ignored.
+By themselves torch's optimizers and schedules take both from the state, so they would ignore the option file silently.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ LOGGER = logging.getLogger("basicsr")
 _START_ANEW = "start anew, with path.pretrain_network_g for the weights"
 # Optimizers that keep the same moments.
 _SAME_MOMENTS = ("Adam", "AdamW", "BinaryAdam")
-# What the state of a schedule, and a group of parameters, say of the progress.
+# The progress in the state of a schedule, and in a group of parameters.
 _SCHEDULE_PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "_is_initial", "_get_lr_called_within_step")
 _GROUP_PROGRESS = ("params", "lr", "initial_lr")
 
 
 def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], kind: str | None = None) -> None:
-    """Load moments and rates from the state `saved`; the groups' other settings stay. Changed ones are logged.
+    """Load moments and rates from the state `saved`. Other settings of the groups stay; the log names changed ones.
 
-    kind: the class of the optimizer that `saved` is of, where it is known. Raises OptimizerError, before anything is
-    changed, where it keeps other moments or has other groups.
+    `kind` is the class of the saved optimizer, or None if it is unknown. Raises OptimizerError before it changes
+    anything if that optimizer keeps other moments or has other groups.
     """
     name = type(optimizer).__name__
     if kind not in (None, name) and not {kind, name} <= set(_SAME_MOMENTS):
         raise OptimizerError(
-            f"the training state is of {kind}, whose moments are of no use to {name}; choose {kind}, or {_START_ANEW}"
+            f"the training state is of {kind}, whose moments {name} cannot use; choose {kind}, or {_START_ANEW}"
         )
     groups = [dict(group) for group in optimizer.param_groups]
     for what, now, before in (
         ("parameter groups", *([group.get("name") for group in each] for each in (groups, saved["param_groups"]))),
         ("parameters", *([len(group["params"]) for group in each] for each in (groups, saved["param_groups"]))),
     ):
-        # BasicSR's own groups have no names.
+        # The groups of BasicSR's own models have no names.
         if now != before and (what == "parameters" or None not in before or len(now) != len(before)):
             raise OptimizerError(
                 f"the training state holds an optimizer with the {what} {before}, {name} now has {now}: it cannot go "
@@ -53,7 +53,7 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], ki
 
 
 def _merged(name: str, own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """The group `saved` with the settings of `own`; logs what that changes."""
+    """The group `saved` with the settings of `own`. The log names the changes."""
     label = f"{name} group [{own.get('name')}]"
     settings = {key: value for key, value in own.items() if key not in _GROUP_PROGRESS}
     for key, value in settings.items():
@@ -70,10 +70,10 @@ def _merged(name: str, own: dict[str, Any], saved: dict[str, Any]) -> dict[str, 
 def resumed_states(
     schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler], saved: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The states for `schedulers` to go on from `saved`: progress from there, settings from the option file.
+    """The states from which `schedulers` go on: the progress of `saved`, the settings of the option file.
 
-    By itself a schedule would keep its old settings (milestones, say), and one of another kind could not be resumed at
-    all. Changed settings are logged.
+    By itself a schedule keeps its old settings, such as milestones, and one of another kind cannot go on at all. The
+    log names changed settings.
     """
     if len(schedulers) != len(saved):
         raise OptimizerError(
@@ -86,5 +86,5 @@ def resumed_states(
 def _resumed_state(now: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     settings = [{key: state[key] for key in state if key not in _SCHEDULE_PROGRESS} for state in (saved, now)]
     if settings[0] != settings[1]:
-        LOGGER.warning(f"The schedule's settings in the state, {settings[0]}, give way to the option file's.")
+        LOGGER.warning(f"The schedule takes its settings from the option file; the state had {settings[0]}.")
     return {**now, **{key: saved[key] for key in _SCHEDULE_PROGRESS if key in saved and key in now}}

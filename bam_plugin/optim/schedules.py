@@ -1,7 +1,7 @@
 """Learning-rate schedules as functions of the iteration, and epochs as another way to count iterations.
 
-BasicSR's own schedules stay available (MultiStepLR, CosineAnnealingRestartLR). The ones here act as a factor on the
-rate of each group, so groups keep their ratios, and know the length of the training: nothing to keep in step by hand.
+BasicSR's own schedules stay available (MultiStepLR, CosineAnnealingRestartLR). The schedules here are factors on the
+rate of each group, so the groups keep their ratios. They take the length of the training from `total_iter`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SCHEDULER_KEYS = {"every_epochs": "every_iter", "milestone_epochs": "milestones
 
 
 def halving(iteration: int, *, every_iter: int, gamma: float = 0.5) -> float:
-    """gamma^floor(iteration / every_iter): the paper's recipe (halved every 200 epochs)."""
+    """gamma^floor(iteration / every_iter), as in the paper's training recipe (halved every 200 epochs)."""
     return gamma ** (iteration // every_iter)
 
 
 def cosine(iteration: int, *, total_iter: int, warmup_iter: int = 0, end: float = 0.0) -> float:
-    """From 1 after the warm-up along half a cosine to `end` (a fraction of the rate) at `total_iter`; flat beyond.
+    """Half a cosine from 1 after the warm-up to `end` (a fraction of the rate) at `total_iter`; constant beyond.
 
     The warm-up itself is BasicSR's `train.warmup_iter`, linear from 0.
     """
@@ -37,9 +37,9 @@ def cosine(iteration: int, *, total_iter: int, warmup_iter: int = 0, end: float 
 
 
 def cooldown(iteration: int, *, total_iter: int, cooldown_iter: int, end: float = 0.0) -> float:
-    """1 until `cooldown_iter` iterations before `total_iter`, then linear to `end` (a fraction of the rate) there.
+    """1 until `cooldown_iter` iterations before `total_iter`, then linear to `end` (a fraction of the rate).
 
-    The constant part can be prolonged at will: resume an earlier checkpoint with a larger `total_iter`.
+    A resume from an earlier checkpoint with a larger `total_iter` prolongs the constant part.
     """
     if not 0 < cooldown_iter <= total_iter:
         raise OptimizerError(
@@ -74,7 +74,7 @@ def make_scheduler(
 
 
 def check_restart_schedule(options: dict[str, Any], total_iter: int) -> None:
-    """BasicSR's CosineAnnealingRestartLR fails when the training outlives its periods: say so before it starts."""
+    """Raise OptimizerError if BasicSR's CosineAnnealingRestartLR would crash: the training outlives its periods."""
     if options.get("type") == "CosineAnnealingRestartLR" and sum(options.get("periods", ())) < total_iter:
         raise OptimizerError(
             f"train.scheduler.periods sum up to {sum(options.get('periods', ()))} iterations, but train.total_iter is "
@@ -83,11 +83,11 @@ def check_restart_schedule(options: dict[str, Any], total_iter: int) -> None:
 
 
 def resolve_epochs(train: dict[str, Any]) -> list[str]:
-    """Replace options in epochs by their counterparts in iterations, in place; returns a line to log for each.
+    """Replace options in epochs by options in iterations, in place. Returns one line to log for each.
 
     `total_epochs` and `warmup_epochs` of `train`; `every_epochs` (HalvingLR), `milestone_epochs` (MultiStepLR) and
     `period_epochs` (CosineAnnealingRestartLR) of `train.scheduler`. An epoch is `train.iters_per_epoch` iterations,
-    1000 where it is not given: the habit of EDSR and RCAN that the paper follows, not a pass over the data set.
+    1000 by default. That is the habit of EDSR and RCAN, which the paper follows; it is not a pass over the data set.
     """
     conversions = []
     per_epoch = train.get("iters_per_epoch", DEFAULT_ITERS_PER_EPOCH)
@@ -95,7 +95,7 @@ def resolve_epochs(train: dict[str, Any]) -> list[str]:
         for epochs_key, iter_key in keys.items():
             if epochs_key not in section:
                 continue
-            # An included file may hold the other one: ~ takes it back, and -1 is BasicSR's word for no warm-up.
+            # An included file may hold the other key. `~` removes it, and -1 is BasicSR's word for no warm-up.
             if section.get(iter_key) not in (None, -1):
                 raise OptimizerError(f"{epochs_key} and {iter_key} say the same thing; give one of them")
             epochs = section.pop(epochs_key)

@@ -12,7 +12,7 @@ from helpers.places import ROOT
 from helpers.without_torch import COMMAND, blocked
 
 from bam_plugin.cli import COMMANDS
-from bam_plugin.errors import INSTALL_TRAINING
+from bam_plugin.errors import install_command
 from bam_plugin.packed import write_packed
 
 ENGINE = """
@@ -87,7 +87,7 @@ def test_commands_of_training_say_how_to_install_it(place, name):
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("bam") and ": MissingDependencyError: " in result.stderr
     if name == "prepare as LMDB":  # told before the long search, with nothing left behind
-        assert "pip install lmdb" in result.stderr and "Set5/butterfly" not in result.stderr
+        assert install_command("train") in result.stderr and "Set5/butterfly" not in result.stderr
         assert not (place / "made_lmdb").exists()
     else:
-        assert INSTALL_TRAINING in result.stderr
+        assert install_command("train") in result.stderr
