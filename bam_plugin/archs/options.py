@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from bam_plugin.errors import BamError, suggest
+from bam_plugin.errors import suggest
+from bam_plugin.nn.options import OptionError
 
 Keywords = ParamSpec("Keywords")
 Options = TypeVar("Options")
@@ -51,7 +52,7 @@ def takes(
     return decorate
 
 
-class UnknownOptionError(BamError, TypeError):
+class UnknownOptionError(OptionError, TypeError):
     """A network was given a keyword that none of its options has."""
 
 

@@ -14,9 +14,6 @@ from bam_plugin.config.problems import KeyPath, Problem
 from bam_plugin.config.signatures import check_call
 from bam_plugin.errors import suggest
 
-# What the networks fill in themselves.
-_GIVEN = {"group_index": 0, "num_feat": 1}
-
 
 def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> Iterator[Problem]:
     """Check the binarizer, the two sides of it and their options among `values`, keywords of `target`.
@@ -51,11 +48,14 @@ def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> It
 
 
 def _check_options(binarizer: Any, options: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
-    problems = list(check_call(binarizer, options, key, given=tuple(_GIVEN)))
+    from bam_plugin.nn.options import FILLED_IN
+
+    # A binarizer without options inherits a constructor that takes any keyword, and refuses it later.
+    problems = list(check_call(binarizer, options, key, given=tuple(FILLED_IN), swallowed=True))
     yield from problems
     if problems:
         return
-    given = {name: value for name, value in _GIVEN.items() if name in inspect.signature(binarizer).parameters}
+    given = {name: value for name, value in FILLED_IN.items() if name in inspect.signature(binarizer).parameters}
     try:
         binarizer(**given, **options)
     except (TypeError, ValueError) as error:

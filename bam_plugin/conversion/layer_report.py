@@ -80,7 +80,7 @@ def _rows(network: nn.Module, stored: Mapping[str, int], notes: Mapping[str, str
         numbers = sum(tensor.numel() for tensor in held if tensor.is_floating_point())
         if not numbers and not nbytes:
             continue
-        weight = getattr(module, "weight", None)
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         rows.append(
             LayerRow(
                 layer=layer or root,

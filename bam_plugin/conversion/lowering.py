@@ -25,7 +25,23 @@ from bam_plugin.packed.errors import ConversionError, PackedFormatError
 from bam_plugin.packed.graph import Graph
 
 
+class _Called(nn.Module):
+    """Calls a network. fx traces the forward of its root without the root's hooks; the network is no root here."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Any) -> Any:
+        return self.network(x)
+
+
 class _Tracer(fx.Tracer):
+    """Traces a _Called; modules have their names in the network."""
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        return super().path_of_module(mod).removeprefix("network").removeprefix(".")
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, BinaryConv2d) or super().is_leaf_module(m, module_qualified_name)
 
@@ -39,7 +55,7 @@ class _Lowering:
 
     def run(self) -> Graph:
         # A forward may assign to its module (EDSR: self.mean = self.mean.type_as(x)): trace a copy, keep values here.
-        twin = copy.deepcopy(self.network)
+        twin = _Called(copy.deepcopy(self.network))
         try:
             traced = _Tracer().trace(twin)
         except Exception as error:
@@ -50,16 +66,11 @@ class _Lowering:
         known: dict[fx.Node, Any] = {}
         for node in traced.nodes:
             if node.op == "placeholder":
-                if any(isinstance(value, Value) for value in known.values()):
-                    if not node.args:
-                        raise ConversionError(f"{type(self.network).__name__} takes more than one input: {node.name}")
-                    known[node] = node.args[0]
-                else:
-                    known[node] = Value(self.emit.builder.input)
+                known[node] = Value(self.emit.builder.input)
             elif node.op == "get_attr":
                 path = operator.attrgetter(str(node.target))
                 try:
-                    known[node] = path(self.network)
+                    known[node] = path(_Called(self.network))
                 except AttributeError:  # a tensor made inside forward: the tracer keeps it on the copy
                     known[node] = path(twin)
             elif node.op == "output":

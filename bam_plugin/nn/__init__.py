@@ -15,7 +15,8 @@ from bam_plugin.nn.blocks import HPBBlock, LBBlock
 from bam_plugin.nn.layers import BinaryChain, BinaryLayer, DepthwiseResidual, RPReLU, body_conv
 from bam_plugin.nn.methods import METHODS, Method, make_method
 from bam_plugin.nn.mixing.recipe import Recipe, SwapError
-from bam_plugin.nn.mixing.swap import SwapReport, binarize
+from bam_plugin.nn.mixing.report import SwapReport
+from bam_plugin.nn.mixing.swap import binarize
 from bam_plugin.nn.sign import ESTIMATORS, clipped_sign, decaying_sign, identity_sign, polynomial_sign, sign
 from bam_plugin.nn.weights import WEIGHT_BINARIZERS, BAMWeight
 

@@ -79,6 +79,10 @@ class GroupOrderError(BamError):
     """The members of an accumulation group were not called once each and in their order."""
 
 
+class GroupShapeError(BamError):
+    """The members of an accumulation group were called with maps of different shapes."""
+
+
 class Group:
     """The identity of one accumulation group; holds no tensor.
 
@@ -168,25 +172,36 @@ class GroupedLayer(BinaryLayer):
         self.index = index
         self.accumulate_weights = accumulate_weights
         self.beta = beta
+        # What a network may ask of the convolution that it knows.
+        self.in_channels, self.out_channels = self.conv.in_channels, self.conv.out_channels
+        self.kernel_size, self.stride, self.padding = (
+            (size, size) for size in (self.conv.kernel_size, self.conv.stride, self.conv.padding)
+        )
+        self.dilation, self.groups, self.padding_mode = (1, 1), 1, "zeros"
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """(N, I, H, W) -> (N, O, H', W')."""
+    @property
+    def weight(self) -> Tensor:
+        """The latent weight, for networks that ask their convolution for its type or its device."""
+        return self.conv.weight
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """(N, I, H, W) -> (N, O, H', W'); the argument has the name that nn.Conv2d gives it."""
         if self.group is None:
-            return super().forward(x)
-        total, previous = self._take()
-        source = x
+            return super().forward(input)
+        total, previous = self._take(input)
+        source = input
         if self.beta is not None:
-            weighted = self.beta(x)
-            if weighted is x:
-                # The network may go on to change x in place.
-                weighted = x.clone()
+            weighted = self.beta(input)
+            if weighted is input:
+                # The network may go on to change its input in place.
+                weighted = input.clone()
             source = weighted if total is None else total + weighted
         self._put(source)
-        return super().forward(source, previous if self.accumulate_weights else (), x)
+        return super().forward(source, previous if self.accumulate_weights else (), input)
 
     @_eager
-    def _take(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """What the earlier members left: the sum of their activations and their latents."""
+    def _take(self, x: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """What the earlier members left: the sum of their activations, of the shape of `x`, and their latents."""
         group, frame = self._frame()
         if frame.count != self.index:
             raise GroupOrderError(
@@ -194,7 +209,15 @@ class GroupedLayer(BinaryLayer):
                 f"{frame.count} others; groups need members that are called once each, in order: choose another "
                 "`group` in the recipe or exclude this convolution"
             )
-        return frame.total, frame.previous
+        total = frame.total
+        # A traced value has no shape to compare.
+        if isinstance(total, Tensor) and isinstance(x, Tensor) and total.shape != x.shape:
+            raise GroupShapeError(
+                f"accumulation group {group.name}: member {self.index + 1} of {group.size} has an input of shape "
+                f"{tuple(x.shape)}, the members before it {tuple(total.shape)}; give binarize an example that shows "
+                "this, choose another `group` in the recipe or exclude this convolution"
+            )
+        return total, frame.previous
 
     @_eager
     def _put(self, total: Tensor) -> None:

@@ -6,26 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bam_plugin.errors import BamError
-from bam_plugin.nn.options import ChainOptions
+from bam_plugin.errors import BamError, suggest
+from bam_plugin.nn.options import ChainOptions, OptionError
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | None) -> Recipe:
-    """A Recipe from its keywords (as an option file has them); unknown keywords and wrong values raise SwapError."""
+    """A Recipe from its keywords, as an option file has them. Raises SwapError for wrong names, types and values."""
     if isinstance(recipe, Recipe):
         return recipe
+    if not isinstance(recipe or {}, Mapping):
+        raise SwapError(f"a recipe must be a mapping, found {recipe!r}")
     known = [entry.name for entry in fields(Recipe)]
     values = dict(recipe or {})
-    if unknown := sorted(set(values) - set(known)):
-        raise SwapError(f"a recipe has the keys {known}, found {unknown}")
+    for name in values:
+        if name not in known:
+            raise SwapError(f"a recipe has no key {name!r}; {suggest(str(name), known)}")
     for key in ("include", "exclude"):
         if isinstance(values.get(key), str):
             values[key] = (values[key],)
-    result = Recipe(**values)
-    group = result.group
-    if not (group in ("parent", "all", "none") or (type(group) is int and group > 0)):
-        raise SwapError(f"group must be 'parent', 'all', 'none' or a positive number, found {group!r}")
-    return result
+    return Recipe(**values)
 
 
 class SwapError(BamError):
@@ -48,7 +47,7 @@ class Recipe(ChainOptions):
     """Leave the first and the last convolution of the network full precision."""
     group: str | int = "parent"
     """Accumulation groups: `parent` (within one module), n (n in a row), `all`, or `none`. Their convolutions have one
-    shape and, with an example, one map size."""
+    shape and, with an example, maps of one size and number."""
     skip: bool | None = False
     """Identity path around each binarized convolution that keeps its shape; None follows the method. For plain chains;
     in residual blocks a second path around each convolution doubles the range from block to block."""
@@ -56,3 +55,11 @@ class Recipe(ChainOptions):
     """BatchNorm2d after each binarized convolution; None follows the method."""
     latent_gain: float = 1.0
     """Factor on the weights that the network has when it is binarized."""
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except OptionError as error:
+            raise SwapError(f"recipe: {error}") from error
+        if not (self.group in ("parent", "all", "none") or (not isinstance(self.group, str) and self.group > 0)):
+            raise SwapError(f"group must be 'parent', 'all', 'none' or a positive number, found {self.group!r}")

@@ -5,7 +5,8 @@
 
 `binarize` replaces convolutions in place and returns a table of what was replaced and what was not, and why. With an
 `example` the network is watched while it runs, in training and in evaluation: then the groups follow the order of
-execution, and convolutions that evaluation bypasses or that work on a single pixel are noticed.
+execution, and convolutions that evaluation bypasses or that work on a single pixel are noticed. And the binary network
+is run once as a copy, so that the table says what is true: a convolution that cannot be replaced stays full precision.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from __future__ import annotations
 import fnmatch
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from bam_plugin.nn.methods import Method
 from bam_plugin.nn.mixing.grouping import Group, GroupedLayer, open_scope
 from bam_plugin.nn.mixing.recipe import Recipe, SwapError, as_recipe
-from bam_plugin.nn.mixing.watching import Watched, keep_training_form, watch
+from bam_plugin.nn.mixing.report import Row, SwapReport
+from bam_plugin.nn.mixing.watching import Watched, is_convolution, keep_training_form, rehearse, twin_of, watch
 from bam_plugin.nn.weights import WEIGHT_BINARIZERS
 
 
@@ -31,13 +33,20 @@ def binarize(
 ) -> SwapReport:
     """Replace convolutions of `module` by binary ones, in place, as `recipe` says.
 
-    The present weights become the latents. `example` is an input (N, C, H, W) with N of at least 2 that the module runs
-    on; it is recommended. Raises SwapError for a wrong recipe, or when no convolution qualifies.
+    The present weights become the latents. `example` is an input (N, C, H, W), or what else the module takes, with N of
+    at least 2; it is recommended, and it takes the type and the device of the module's parameters.
+    Raises SwapError for a wrong recipe, or when no convolution qualifies, and WatchError when the module does not run
+    on the example. Then the module is as it was.
     """
     recipe = as_recipe(recipe)
     method = recipe.method()
+    if (
+        example is not None
+        and (floats := next((p for p in module.parameters() if p.is_floating_point()), None)) is not None
+    ):
+        example = example.to(floats)
     watched = watch(module, example) if example is not None else None
-    convs = {name: part for name, part in module.named_modules() if isinstance(part, nn.modules.conv._ConvNd)}
+    convs = {name: part for name, part in module.named_modules() if is_convolution(part)}
     order = list(convs)
     if watched is not None:
         position = {name: index for index, name in enumerate(watched.order)}
@@ -46,16 +55,35 @@ def binarize(
     plain = [name for name in called if type(convs[name]) is nn.Conv2d]
     ends = {plain[-1]: "last convolution", plain[0]: "first convolution"} if recipe.keep_first_last and plain else {}
     reasons = {name: ends.get(name) or _reason_to_keep(module, name, convs[name], recipe, watched) for name in convs}
-    chosen = [name for name in order if reasons[name] is None]
-    if not chosen:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:8]) or "it has none"
-        raise SwapError(f"no convolution of {type(module).__name__} qualifies ({listed}); change the recipe")
+    while True:
+        chosen = [name for name in order if reasons[name] is None]
+        if not chosen:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:8]) or "it has none"
+            raise SwapError(f"no convolution of {type(module).__name__} qualifies ({listed}); change the recipe")
+        faults = _rehearse(module, chosen, method, recipe, watched, example) if example is not None else {}
+        if not faults:
+            break
+        reasons |= faults
     notes = _replace(module, chosen, method, recipe, watched)
-    rows = [
-        Row(name, "x".join(map(str, convs[name].weight.shape)), name in notes, notes.get(name) or reasons[name] or "")
-        for name in order
-    ]
-    return SwapReport(rows=rows, others=_other_layers(module))
+    rows = [Row(name, _shape(convs[name]), name in notes, notes.get(name) or reasons[name] or "") for name in order]
+    return SwapReport(rows=rows, others=_other_layers(module), rehearsed=watched is not None)
+
+
+def _rehearse(
+    module: nn.Module, chosen: list[str], method: Method, recipe: Recipe, watched: Watched | None, example: Tensor
+) -> dict[str, str]:
+    """What does not work when the chosen convolutions are replaced, tried on a copy; random states stay as they are."""
+    twin = twin_of(module)
+    originals = {name: twin.get_submodule(name) for name in chosen}
+    with torch.random.fork_rng(devices=[example.device.index or 0] if example.is_cuda else []):
+        _replace(twin, chosen, method, recipe, watched)
+        return rehearse(twin, originals, example)
+
+
+def _shape(conv: nn.Module) -> str:
+    weight = conv.weight
+    assert isinstance(weight, Tensor)
+    return "not known yet" if isinstance(weight, UninitializedParameter) else "x".join(map(str, weight.shape))
 
 
 def _reason_to_keep(
@@ -65,19 +93,29 @@ def _reason_to_keep(
     if not name:
         return "it is the network itself: wrap it in nn.Sequential"
     if type(conv) is not nn.Conv2d:
-        return f"a {type(conv).__name__}, which may do more than nn.Conv2d"
+        kind = getattr(conv, "original_name", "") or type(conv).__name__
+        if isinstance(conv, torch.jit.ScriptModule):
+            return f"a scripted {kind}: binarize the network before it is scripted"
+        if isinstance(conv.weight, UninitializedParameter):
+            return f"a {kind} without a shape: run the network once before"
+        return f"a {kind}, which may do more than nn.Conv2d"
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in recipe.include):
         return "not included by the recipe"
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in recipe.exclude):
         return "excluded by the recipe"
+    if not isinstance(conv._parameters.get("weight"), nn.Parameter):
+        return "its weight is computed in each call: call remove_weight_norm or remove_spectral_norm first"
+    if conv._forward_pre_hooks or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+        return "it has hooks, which its replacement would lose: remove them first"
     if conv.groups != 1:
         return f"a grouped convolution ({conv.groups} groups)"
     if set(conv.dilation) != {1}:
         return f"a dilated convolution (by {conv.dilation[0]})"
     if conv.padding_mode != "zeros":
         return f"pads by {conv.padding_mode}, not zeros"
-    settings = (conv.kernel_size, conv.stride, conv.padding)
-    if any(isinstance(pair, str) or len(set(pair)) != 1 for pair in settings):
+    if conv.padding == "same" and conv.kernel_size[0] % 2 == 0:
+        return "pads by different numbers of zeros on two sides (same)"
+    if any(len(set(pair)) != 1 for pair in (conv.kernel_size, conv.stride, _padding(conv))):
         return "kernel, stride and padding must be equal in both directions"
     if recipe.kernel_sizes is not None and conv.kernel_size[0] not in recipe.kernel_sizes:
         return f"kernel size {conv.kernel_size[0]} is not in the recipe's {list(recipe.kernel_sizes)}"
@@ -87,6 +125,13 @@ def _reason_to_keep(
     if len(names) > 1:
         return f"its weight is also {next(key for key in names if key != f'{name}.weight')}"
     return watched.reason_to_keep(name) if watched is not None else None
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
+    """Zeros on each side in both directions, for a dilation of 1."""
+    if isinstance(conv.padding, str):
+        return tuple(size // 2 if conv.padding == "same" else 0 for size in conv.kernel_size)
+    return conv.padding
 
 
 def _replace(
@@ -104,8 +149,15 @@ def _replace(
             group = Group(name=f"{members[0]} .. {members[-1]}", scope=scope, size=len(members))
             groups.append(group)
         for index, name in enumerate(members):
-            layers[name] = _layer(module.get_submodule(name), method, recipe, group, index)
+            conv = module.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d)
+            try:
+                layers[name] = _layer(conv, method, recipe, group, index)
+            except ValueError as error:
+                raise SwapError(f"recipe: {error}") from error
             notes[name] = f"{index + 1} of {len(members)} in {group.name}" if group else "alone"
+            if conv.kernel_size[0] % 2 == 0:
+                notes[name] += f"; trains, but a kernel of even size {conv.kernel_size[0]} cannot be packed"
     # Nothing can fail from here on: the network is changed as a whole or not at all.
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
@@ -119,9 +171,8 @@ def _replace(
     return notes
 
 
-def _layer(conv: nn.Module, method: Method, recipe: Recipe, group: Group | None, index: int) -> GroupedLayer:
+def _layer(conv: nn.Conv2d, method: Method, recipe: Recipe, group: Group | None, index: int) -> GroupedLayer:
     """The binary layer in place of `conv`, with its weight and bias."""
-    assert isinstance(conv, nn.Conv2d)
     layer = GroupedLayer(
         group=group,
         index=index,
@@ -131,7 +182,7 @@ def _layer(conv: nn.Module, method: Method, recipe: Recipe, group: Group | None,
         out_channels=conv.out_channels,
         kernel_size=conv.kernel_size[0],
         stride=conv.stride[0],
-        padding=int(conv.padding[0]),
+        padding=_padding(conv)[0],
         method=method,
         norm=recipe.norm,
         bias=conv.bias is not None,
@@ -154,9 +205,9 @@ def _groups(module: nn.Module, chosen: list[str], recipe: Recipe | None, watched
     for name in chosen:
         conv = module.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
-        kind: tuple[Any, ...] = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        kind: tuple[Any, ...] = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, _padding(conv))
         if watched is not None:
-            kind += (watched.sizes[name],)
+            kind += (watched.maps[name],)
             if watched.counts[name] > 1:
                 groups["repeated", name] = [name]
                 continue
@@ -194,46 +245,8 @@ def _other_layers(module: nn.Module) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
     inside = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, GroupedLayer))
     for name, part in module.named_modules():
-        if name.startswith(inside) or isinstance(part, (GroupedLayer, nn.modules.conv._ConvNd)):
+        if name.startswith(inside) or isinstance(part, GroupedLayer) or is_convolution(part):
             continue
         if next(part.parameters(recurse=False), None) is not None:
             counts[type(part).__name__] += 1
     return dict(counts)
-
-
-@dataclass
-class Row:
-    """What became of one convolution."""
-
-    name: str
-    shape: str
-    binarized: bool
-    note: str
-    """The accumulation group and position, or why the convolution was kept."""
-
-
-@dataclass
-class SwapReport:
-    """The table of all convolutions of a network; `str` gives it as text."""
-
-    rows: list[Row]
-    others: dict[str, int]
-    """Class name -> number of other modules with parameters of their own, all kept."""
-
-    @property
-    def binarized(self) -> list[str]:
-        """Names of the binarized convolutions."""
-        return [row.name for row in self.rows if row.binarized]
-
-    def __str__(self) -> str:
-        name_width = max([len(row.name) for row in self.rows] + [6])
-        shape_width = max([len(row.shape) for row in self.rows] + [5])
-        lines = [f"{'module':<{name_width}}  {'shape':<{shape_width}}  kind   note"]
-        for row in self.rows:
-            kind = "binary" if row.binarized else "float "
-            lines.append(f"{row.name:<{name_width}}  {row.shape:<{shape_width}}  {kind} {row.note}".rstrip())
-        kept = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
-        lines.append(
-            f"{len(self.binarized)} of {len(self.rows)} convolutions binarized" + (f"; kept: {kept}" if kept else "")
-        )
-        return "\n".join(lines)

@@ -1,47 +1,123 @@
-"""What a foreign network does with its convolutions: seen in one forward in training and one in evaluation."""
+"""What a foreign network does with its convolutions, seen in forwards in training and in evaluation.
+
+`watch` looks before anything is replaced: the order of the calls, the maps, what evaluation computes in another form.
+`rehearse` looks at a copy in which everything is replaced: a network may call a convolution that is no longer in its
+place (kept in a plain list, say), or read something that only nn.Conv2d has. Both leave the network as it was.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from bam_plugin.errors import BamError
 
+MODES = ("training", "evaluation")
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether `module` is a convolution of any kind, a scripted one too."""
+    name = getattr(module, "original_name", "") if isinstance(module, torch.jit.ScriptModule) else ""
+    return isinstance(module, nn.modules.conv._ConvNd) or name.startswith("Conv")
+
+
+def twin_of(module: nn.Module) -> nn.Module:
+    """A deep copy; results that modules keep (the weight that weight_norm computes) are copied without their graph."""
+    held = [value for part in module.modules() for value in vars(part).values()]
+    memo = {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
+    return copy.deepcopy(module, memo)
+
 
 def watch(module: nn.Module, example: Tensor) -> Watched:
-    """Run a copy of `module` on `example` (N, C, H, W), N of at least 2, and note what it calls."""
+    """Run copies of `module` on `example` (N, ...), N of at least 2, and note what it calls. Raises WatchError."""
     watched = Watched()
     calls: dict[str, set[str]] = {}
-    for mode in ("training", "evaluation"):
-        twin = copy.deepcopy(module).train(mode == "training")
+    for mode in MODES:
+        twin = _copied(module, example).train(mode == "training")
         calls[mode] = set()
 
-        def note(part: nn.Module, args: Any, name: str, mode: str = mode) -> None:
+        def note(part: nn.Module, args: Any, kwargs: Any, name: str, mode: str = mode) -> None:
             calls[mode].add(name)
-            if mode == "training" and isinstance(part, nn.modules.conv._ConvNd):
+            if mode == "training" and is_convolution(part):
                 if name not in watched.order:
                     watched.order.append(name)
                 watched.counts[name] += 1
-                watched.sizes[name] = tuple(args[0].shape[2:])
+                shape = (*args, *kwargs.values())[0].shape
+                watched.maps[name] = (*shape[:-3], *shape[-2:])
 
         for name, part in twin.named_modules():
-            part.register_forward_pre_hook(lambda part, args, name=name, note=note: note(part, args, name))
-        try:
-            with torch.no_grad():
-                twin(example)
-        except Exception as error:
-            raise WatchError(
-                f"{type(module).__name__} does not run on an example of shape {tuple(example.shape)} in {mode} "
-                f"({type(error).__name__}: {error}); choose another example, or none"
-            ) from error
+            if not isinstance(part, torch.jit.ScriptModule):
+                part.register_forward_pre_hook(
+                    lambda part, args, kwargs, name=name, note=note: note(part, args, kwargs, name), with_kwargs=True
+                )
+        weights = {id(value): name.rpartition(".")[0] for name, value in twin.named_parameters()}
+        with _Uses() as uses:
+            _run(twin, example, mode, f"{type(module).__name__} does not run")
+        watched.used |= {weights[each] for each in uses.seen & set(weights)}
     watched.called = calls["training"] & calls["evaluation"]
     watched.bypassed = set(watched.order) - calls["evaluation"]
     return watched
+
+
+def rehearse(twin: nn.Module, originals: Mapping[str, nn.Module], example: Tensor) -> dict[str, str]:
+    """Run `twin`, a copy in which the convolutions `originals` were replaced, and return what does not work.
+
+    The result names convolutions and why they must stay full precision. Raises WatchError where no single one is to
+    blame.
+    """
+    layers = {name: twin.get_submodule(name) for name in originals}
+    called: set[nn.Module] = set()
+    for part in (*layers.values(), *originals.values()):
+        part.register_forward_pre_hook(lambda part, args, kwargs: called.add(part), with_kwargs=True)
+    faults: dict[str, str] = {}
+    for mode in MODES:
+        called.clear()
+        try:
+            _run(twin.train(mode == "training"), example, mode, "the network does not run with binary convolutions")
+        except WatchError as error:
+            cause = error.__cause__
+            owner = getattr(cause, "obj", None) if isinstance(cause, AttributeError) else None
+            name = next((name for name, layer in layers.items() if layer is owner), None)
+            if name is None:
+                raise
+            return {name: f"the network reads its attribute {getattr(cause, 'name', '')!r}, which nn.Conv2d has"}
+        for name, layer in layers.items():
+            if originals[name] in called:
+                faults[name] = "the network keeps it in a second place (such as a plain list) and calls it there"
+            elif layer not in called:
+                faults[name] = f"the network does not call what takes its place, in {mode}"
+    return faults
+
+
+def _copied(module: nn.Module, example: Tensor) -> nn.Module:
+    try:
+        return twin_of(module)
+    except Exception as error:
+        raise WatchError(
+            f"{type(module).__name__} cannot be copied, so it cannot be watched on an example "
+            f"({type(error).__name__}: {error}); give no example"
+        ) from error
+
+
+def _run(module: nn.Module, example: Tensor, mode: str, complaint: str) -> None:
+    try:
+        with torch.no_grad():
+            module(example)
+    except BamError:
+        raise
+    except Exception as error:
+        raise WatchError(
+            f"{complaint} on an example of shape {tuple(example.shape)} in {mode} ({type(error).__name__}: {error}); "
+            "choose another example, or none"
+        ) from error
 
 
 def _enter_training_form(module: nn.Module, args: Any) -> None:
@@ -59,6 +135,19 @@ class WatchError(BamError):
     """A network does not run on the example."""
 
 
+class _Uses(TorchFunctionMode):
+    """Notes the identities of the tensors that functions of torch are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") != "__get__":  # reading a type or a shape computes nothing
+            self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass
 class Watched:
     """The calls of one forward of a network; names are those of its modules."""
@@ -67,8 +156,10 @@ class Watched:
     """Convolutions in the order of their first call in training."""
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Convolution -> number of calls in one training forward."""
-    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Convolution -> (H, W) of its input."""
+    maps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Convolution -> (N, H, W) of its input: a network may put frames or windows into the batch."""
+    used: set[str] = field(default_factory=set)
+    """Modules whose parameters were computed with, called or not."""
     called: set[str] = field(default_factory=set)
     """All modules that were called, in training and in evaluation."""
     bypassed: set[str] = field(default_factory=set)
@@ -77,7 +168,11 @@ class Watched:
     def reason_to_keep(self, name: str) -> str | None:
         """Why this convolution must stay full precision, or None."""
         if not self.counts[name]:
-            return "never called: the network uses its weight without it"
-        if self.sizes[name] == (1, 1):
+            if name in self.used:
+                return "never called: the network uses its weight without it"
+            return "not reached by the example"
+        if len(self.maps[name]) < 3:
+            return "works on a map without a batch"
+        if self.maps[name][-2:] == (1, 1):
             return "works on a single pixel (channel attention)"
         return None

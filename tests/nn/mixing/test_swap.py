@@ -133,7 +133,7 @@ def test_report_says_what_was_kept_and_why():
     assert report.binarized == ["good"]
     expected = {
         "first": "first", "last": "last", "grouped": "2 groups", "dilated": "dilated", "mirrored": "reflect",
-        "narrow": "both directions", "point": "kernel size 1", "frozen": "frozen", "unused": "never called",
+        "narrow": "both directions", "point": "kernel size 1", "frozen": "frozen", "unused": "not reached",
         "shared": "alias", "attention": "single pixel", "left_out": "excluded", "transposed": "ConvTranspose2d",
     }  # fmt: skip
     assert set(reasons) == set(expected)
@@ -211,16 +211,47 @@ def test_wrong_recipes_are_refused_with_the_reason():
     host = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
     with pytest.raises(SwapError, match=r"no convolution of Sequential qualifies \(0: first convolution\)"):
         binarize(host)
-    with pytest.raises(SwapError, match=r"found \['binariser'\]"):
+    with pytest.raises(SwapError, match=r"no key 'binariser'; did you mean binarizer\?"):
         binarize(host, {"binariser": "bam"})
     with pytest.raises(SwapError, match="'parent', 'all', 'none' or a positive number, found 0"):
         as_recipe({"group": 0})
-    with pytest.raises(ValueError, match=r"binarizer must be one of .* found 'x'"):
-        binarize(host, {"binarizer": "x"})
     with pytest.raises(SwapError, match="type"):
         Binarized(host={"num_feat": 8})
     with pytest.raises(SwapError, match=r"nn\.Sequential"):
         binarize(nn.Conv2d(4, 4, 3), Recipe(keep_first_last=False))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"binarizer": "bamm"}, r"found 'bamm'; did you mean bam\?"),
+        ({"binarizer": None}, "binarizer must be a text, found None"),
+        ({"weight_binarizer": "abcd"}, r"weight_binarizer must be one of .* did you mean abc\?"),
+        ({"activation_binarizer": "rsing"}, r"did you mean rsign\?"),
+        ({"weight_options": {"alfa": "one"}}, r"weight_options: BAMWeight has no option 'alfa'; did you mean alpha\?"),
+        ({"weight_options": {"group_index": 1}}, "has no option 'group_index'"),
+        ({"weight_options": {"alpha": "two"}}, "weight_options: .* found 'two'"),
+        ({"weight_options": "one"}, "weight_options must be a mapping or None, found 'one'"),
+        ({"binarizer": "xnor", "activation_options": {"bases": 2}}, "XNORSign has no option 'bases'"),
+        ({"kernel_sizes": 3}, r"kernel_sizes must be a list \(each a whole number\) or None, found 3"),
+        ({"kernel_sizes": ["3"]}, r"kernel_sizes must be .* found \['3'\]"),
+        ({"skip": "yes"}, "skip must be true or false or None, found 'yes'"),
+        ({"norm": "bn"}, "norm must be true or false or None, found 'bn'"),
+        ({"keep_first_last": 1}, "keep_first_last must be true or false, found 1"),
+        ({"latent_gain": "0.1"}, "latent_gain must be a number, found '0.1'"),
+        ({"beta": "twice"}, "beta mode must be one of .* found 'twice'"),
+        ({"beta_offset": True}, "beta_offset must be a number or None, found True"),
+        ({"output_scale": "pixel"}, "output_scale must be None, 'scalar' or 'channel', found 'pixel'"),
+        ({"group": True}, "group must be"),
+        ({"include": 3}, "include must be a list"),
+        ("bam", "a recipe must be a mapping, found 'bam'"),
+    ],
+)
+def test_every_mistake_in_a_recipe_is_a_swap_error(recipe, message):
+    host = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)))
+    with pytest.raises(SwapError, match=message):
+        binarize(host, recipe)
+    assert all(type(layer) is nn.Conv2d for layer in host)
 
 
 def test_the_host_stays_untouched_by_watching():
@@ -245,9 +276,20 @@ def test_re_parameterized_blocks_evaluate_what_they_train():
 
 def test_a_failed_swap_changes_nothing():
     host = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)))
-    with pytest.raises(TypeError, match="colour"):
-        binarize(host, {"weight_options": {"colour": "red"}})
+    with pytest.raises(SwapError, match="output_scale"):
+        binarize(host, {"output_scale": "pixel"})
     assert all(type(layer) is nn.Conv2d for layer in host) and not host._forward_pre_hooks
+
+
+def test_a_group_of_the_whole_network_converts_without_a_wrapper():
+    """The scope of the group is the network itself, whose own hooks fx does not run."""
+    torch.manual_seed(5)
+    network = ARCH_REGISTRY.get("SRVGGNetCompact_basicsr")(**HOSTS["SRVGGNetCompact_basicsr"][0])
+    binarize(network, example=torch.rand(2, 3, 24, 24))
+    assert group_sizes(network) == [4]
+    conversion = convert_network(network.eval())
+    assert conversion.comparison.same_signs.max_difference <= 1
+    assert {row.layer for row in conversion.rows} > {"body.0", "body.2.conv"}
 
 
 @pytest.mark.parametrize("method", ["bam", "react", "dorefa"])
