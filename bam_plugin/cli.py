@@ -28,8 +28,7 @@ COMMANDS = {
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",
     "compare": "show results side by side: a sheet with measured values, or a page with a divider to drag",
-    "enable": "let BasicSR's own train.py and test.py find this package (a start-up hook)",
-    "disable": "remove that start-up hook",
+    "run": "run a training script of BasicSR or of another project with this package",
 }
 
 

@@ -1,6 +1,6 @@
 """Testing from an option file through BasicSR's `test_pipeline`: images, metrics and a report of every test set.
 
-`python -m bam_plugin.test -opt FILE` and `bam test -opt FILE` are the same. Results go to `results/NAME/` under the
+`bam test -opt FILE` calls it. Results go to `results/NAME/` under the
 current directory: pictures, and the means as results.md, .csv and .json, beside the paper's values where `name` is one
 of its networks (such as `SRResNet_bam_x4`). The table is printed on standard output.
 """

@@ -7,7 +7,6 @@ and `bam train -opt FILE` are the same. Results go to `experiments/` and `tb_log
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from bam_plugin.config import prepare_arguments
 from bam_plugin.errors import BamError
 from bam_plugin.toolbox import compat
+from bam_plugin.toolbox.registration import register_everything
 
 
 @contextlib.contextmanager
@@ -28,8 +28,7 @@ def pipeline_process(program: str, argv: Sequence[str], *, is_train: bool) -> It
     compat.repair_pipelines()
     import torch.distributed
 
-    for package in ("archs", "models"):
-        importlib.import_module(f"bam_plugin.{package}")
+    register_everything()
     previous = sys.argv
     compat.forget_loggers()
     try:

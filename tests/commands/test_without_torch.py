@@ -33,14 +33,13 @@ WORKING = {
     "options": "options",
     "options --expand": f"options --expand {ROOT / OPTIONS}",
     "prepare": "prepare folder --input in --name a --output made --store folder --crop-size 48 --step 24 --quiet",
-    "enable": "enable",
-    "disable": "disable",
 }
 MISSING = {
     "train": f"train -opt {ROOT / OPTIONS}",
     "test": f"test -opt {ROOT / OPTIONS.replace('train', 'test')}",
     "options --check": f"options --check {ROOT / OPTIONS}",
     "profile": "profile BSRN",
+    "run": f"run {ROOT / 'tools/convert_binary.py'}",
     "optimizers": "optimizers",
     "convert": f"convert -i net.pth -opt {ROOT / OPTIONS} -o out.bam.safetensors",
     "quantize": "quantize small_x2.bam.safetensors --calibrate in --benchmarks Set5",
@@ -69,7 +68,7 @@ def test_every_command_is_tried():
 
 @pytest.mark.parametrize("name", WORKING)
 def test_commands_of_the_runtime_work_without_torch(place, name):
-    result = blocked(COMMAND, str(place), *WORKING[name].split(), cwd=place)
+    result = blocked(COMMAND, *WORKING[name].split(), cwd=place)
     assert result.returncode == 0, result.stderr
     if name == "prepare":
         assert "Set5/butterfly" in result.stderr  # the search for overlaps was done
@@ -82,7 +81,7 @@ def test_commands_of_the_runtime_work_without_torch(place, name):
 
 @pytest.mark.parametrize("name", MISSING)
 def test_commands_of_training_say_how_to_install_it(place, name):
-    result = blocked(COMMAND, str(place), *MISSING[name].split(), cwd=place)
+    result = blocked(COMMAND, *MISSING[name].split(), cwd=place)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("bam") and ": MissingDependencyError: " in result.stderr

@@ -22,14 +22,10 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
-# The hook goes to a folder of the test, not to the environment that runs it, where no interpreter would find it.
 COMMAND = """
-from pathlib import Path
-from bam_plugin import cli, hook
+from bam_plugin import cli
 
-hook.hook_file = lambda: Path(sys.argv[1]) / "hook.pth"
-hook._works = lambda: True
-sys.exit(cli.main(sys.argv[2:]))
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 

@@ -112,10 +112,10 @@ def test_a_graph_can_be_required(folder, capsys):
 def test_installations_without_torch_say_what_is_missing(folder):
     write_packed(mixed_model("RCAN"), folder / "rcan_x2.bam.safetensors")
     write(folder / "one/a.png", picture(1, 20, 30))
-    result = blocked(COMMAND, str(folder), *["inspect", "rcan_x2.bam.safetensors"], cwd=folder)
+    result = blocked(COMMAND, *["inspect", "rcan_x2.bam.safetensors"], cwd=folder)
     assert result.returncode == 0 and "tiles are blended" in result.stdout, result.stderr
     words = ["upscale", "-i", "one", "-o", "none", "-m", "rcan_x2.bam.safetensors"]
-    result = blocked(COMMAND, str(folder), *words, cwd=folder)
+    result = blocked(COMMAND, *words, cwd=folder)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert MissingDependencyError.__name__ in result.stderr and "torch is not installed; run: pip" in result.stderr
     assert "AdaptiveAvgPool2d" in result.stderr and not (folder / "none").exists()

@@ -1,8 +1,8 @@
-"""BasicSR's own commands with everything of bam_plugin: `python basicsr/train.py -opt ...` in a clone of BasicSR.
+"""Training scripts of others with everything of this package: `bam run SCRIPT.py ARGUMENTS...`.
 
-`enable` puts a .pth file into the active environment; from then on BasicSR's option parser brings our archs, models,
-datasets, metrics and optimizers along, and option files of ours are checked and expanded. Option files of other
-projects pass untouched, and nothing of BasicSR is edited.
+When such a script parses an option file of ours, our networks, models, datasets, metrics and optimizers are registered,
+BasicSR's pipelines are repaired, and the file is checked and expanded. Option files of other projects pass untouched,
+and nothing of BasicSR is edited. The line `import bam_plugin` in the script does the same (`toolbox/arrival.py`).
 """
 
 from __future__ import annotations
@@ -10,101 +10,68 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib
-import subprocess
+import runpy
 import sys
-import sysconfig
 import tempfile
-import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bam_plugin.config import option_file, prepare_arguments
 from bam_plugin.errors import BamError
-from bam_plugin.files import atomic_path
 from bam_plugin.toolbox import compat
+from bam_plugin.toolbox.registration import register_everything
 
-# Read after the .pth files by which development installations are found.
-FILE_NAME = "zz_bam_plugin.pth"
-# One line; a removed bam_plugin must not disturb the start of the interpreter.
-_CONTENT = 'import sys; exec("try:\\n    import bam_plugin._startup\\nexcept ImportError:\\n    pass")\n'
 _OUR_KEYS = ("include", "method", "methods")
 
 
-class HookError(BamError):
-    """The start-up hook cannot be installed or removed."""
+class ScriptError(BamError):
+    """A script cannot be run."""
 
 
-def hook_file() -> Path:
-    """Where the active environment keeps the hook, enabled or not."""
-    return Path(sysconfig.get_path("purelib")) / FILE_NAME
+def run_script(path: str, arguments: Sequence[str]) -> None:
+    """Run the Python file `path` as `python path arguments...` would, but with this package at hand.
 
-
-def enable() -> bool:
-    """Install the hook in the active environment; returns whether it was not there before.
-
-    Raises HookError when the environment is not writable, or when its interpreter does not find bam_plugin by itself.
+    Raises ScriptError when there is no such file; what the script itself raises, SystemExit included, passes.
     """
-    path = hook_file()
-    if path.is_file() and path.read_text() == _CONTENT:
-        return False
+    script = Path(path)
+    if not script.is_file():
+        raise ScriptError(f"there is no script {path} (looked in {Path.cwd()}); name a file such as basicsr/train.py")
+    compat.require_basicsr()
+    previous = sys.argv, sys.path[:]
+    sys.argv, sys.path[:1] = [path, *arguments], [str(script.resolve().parent)]
     try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(_CONTENT)
-    except OSError as error:
-        raise HookError(f"{path} cannot be written ({error}); use a virtual environment of your own") from error
-    if not _works():
-        path.unlink()
-        raise HookError(
-            f"an interpreter started by {sys.executable} does not find bam_plugin, so the hook would do nothing; "
-            "install it there first: pip install bam-plugin, or pip install -e . in a checkout"
-        )
-    return True
+        runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = previous
 
 
-def disable() -> bool:
-    """Remove the hook from the active environment; returns whether it was there."""
-    path = hook_file()
+def parse_with_bam(parse: Callable[..., Any], root_path: str, is_train: bool) -> Any:
+    """BasicSR's `parse(root_path, is_train)` of the arguments of this process, after ours are prepared.
+
+    A BamError, which names what is wrong in the option file, ends the process with a message and its exit code.
+    """
     try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise HookError(f"{path} cannot be removed ({error})") from error
-    return True
+        ours = _prepare(is_train)
+    except BamError as error:
+        sys.stderr.write(f"bam_plugin: {type(error).__name__}: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    opt, args = parse(root_path, is_train)
+    if ours and is_train:
+        from bam_plugin.optim import resolve_epochs
 
-
-def extend_parser(module: types.ModuleType) -> None:
-    """Replace `parse_options` of BasicSR's module basicsr.utils.options."""
-    original = module.parse_options
-
-    @functools.wraps(original)
-    def parse_options(root_path: str, is_train: bool = True) -> Any:
-        try:
-            ours = _prepare(is_train)
-        except BamError as error:
-            sys.stderr.write(f"bam_plugin: {type(error).__name__}: {error}\n")
-            raise SystemExit(error.exit_code) from None
-        opt, args = original(root_path, is_train)
-        if ours and is_train:
-            from bam_plugin.optim import resolve_epochs
-
-            for note in resolve_epochs(opt["train"]):
-                sys.stderr.write(f"bam_plugin: {note}\n")
-        return opt, args
-
-    module.parse_options = parse_options  # type: ignore[attr-defined]
+        for note in resolve_epochs(opt["train"]):
+            sys.stderr.write(f"bam_plugin: {note}\n")
+    return opt, args
 
 
 def _prepare(is_train: bool) -> bool:
     """For an option file of ours: register everything, repair the pipelines, expand the file. Returns whether it is."""
-    from bam_plugin.config import option_file, prepare_arguments
-
     path = option_file(sys.argv[1:])
     if path is None or not _is_ours(path):
         return False
     compat.repair_pipelines()
-    for name in ("bam_plugin.archs", "bam_plugin.models", "bam_plugin.optim"):
-        importlib.import_module(name)
+    register_everything()
     _repair_running_script()
     _adapt_sampler()
     # BasicSR copies the file into the experiment after the options are parsed: it must outlive this call.
@@ -189,11 +156,3 @@ def _adapt_sampler() -> None:
             self.dataset.set_epoch(epoch)
 
     EnlargedSampler.__iter__, EnlargedSampler.set_epoch = iterate, set_epoch
-
-
-def _works() -> bool:
-    """Whether a fresh interpreter, away from this folder, loads the hook."""
-    program = "import sys; sys.exit('bam_plugin._startup' not in sys.modules)"
-    # -E: a PYTHONPATH of this shell will not be there the next time.
-    with tempfile.TemporaryDirectory() as elsewhere:
-        return subprocess.run([sys.executable, "-E", "-c", program], cwd=elsewhere, check=False).returncode == 0

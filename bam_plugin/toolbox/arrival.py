@@ -1,0 +1,71 @@
+"""What `import bam_plugin` leaves behind: BasicSR's option parser, when it comes, brings this package along.
+
+So the one line `import bam_plugin` in a train.py of BasicSR, HAT or Real-ESRGAN is enough. This module is loaded with
+the package, also where there is no torch: it names the modules that do the work, and imports them when BasicSR comes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.machinery import PathFinder
+from typing import Any
+
+_OPTIONS = "basicsr.utils.options"
+_REPAIRS = "bam_plugin.toolbox.compat"
+_SCRIPTS = "bam_plugin.train.scripts"
+
+
+def await_basicsr() -> None:
+    """Extend BasicSR's option parser, now or as soon as BasicSR is imported in this process. Idempotent."""
+    if _OPTIONS in sys.modules:
+        _extend(sys.modules[_OPTIONS])
+    elif not any(isinstance(finder, _BasicSRFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BasicSRFinder())
+
+
+class _BasicSRFinder:
+    """Sees BasicSR's modules on their way in; leaves finding and loading them to the ordinary finders."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname == "basicsr":
+            importlib.import_module(_REPAIRS).apply()
+        elif fullname == _OPTIONS:
+            spec = PathFinder.find_spec(fullname, path)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _OptionsLoader(spec.loader)  # type: ignore[assignment]
+            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            return spec
+        return None
+
+
+class _OptionsLoader:
+    """Loads BasicSR's options module and extends its parser."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: Any) -> Any:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        self._loader.exec_module(module)
+        _extend(module)
+
+
+def _extend(options: Any) -> None:
+    """Replace `parse_options` of the module basicsr.utils.options, and of all that have imported it by name."""
+    original = options.parse_options
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def parse_options(root_path: str, is_train: bool = True) -> Any:
+        return importlib.import_module(_SCRIPTS).parse_with_bam(original, root_path, is_train)
+
+    parse_options.__wrapped__ = original  # type: ignore[attr-defined]
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get("parse_options") is original:
+            module.parse_options = parse_options  # type: ignore[attr-defined]
