@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bam_plugin.errors import BamError
 from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.packed.graph import packed_filter_bytes
 
 # Sides of the square input that finds the factor between input and output. The first is divisible by the windows and
 # strides of the usual networks, the second by every number up to 10, and 16; without values its size costs nothing.
@@ -62,8 +63,8 @@ class LayerCost:
     base_pairs: int
     """How often the convolution is computed for one result: weight bases times activation bases."""
     packed_bytes: int
-    """Bytes of its tensors in a packed file (the file's header with the graph comes once on top): filters as bits in
-    whole bytes, the rest as float32, normalization before a sign folded into one threshold per channel."""
+    """Bytes of its tensors in a packed graph (the file's header, which has the graph, comes once on top): filters as
+    bits in whole bytes, the rest as float32, what stands before a sign folded into one threshold per channel."""
 
     @property
     def params(self) -> int:
@@ -243,18 +244,22 @@ def _layer_costs(network: nn.Module, owners: dict[str, str], counter: _Operation
             float_macs=float_macs,
             binary_macs=binary_macs,
             base_pairs=max(1, weight_bases(module) * activation_bases(module)) if binary else 1,
-            packed_bytes=_packed_bytes(module) if binary else 4 * trained[name],
+            packed_bytes=_packed_bytes(module) if binary else 4 * max(trained[name], counter.slopes[name]),
         )
 
 
 def _packed_bytes(conv: BinaryConv2d) -> int:
-    out_channels, in_channels, height, width = conv.weight.shape
-    taps = height * width
-    # Channels fill whole bytes tap by tap; fewer than eight are packed over all taps of a filter.
-    per_filter = taps * math.ceil(in_channels / 8) if in_channels >= 8 else math.ceil(taps * in_channels / 8)
-    # A float32 scale per filter and base; a float32 threshold and a byte for its direction per input channel and base.
-    thresholds = activation_bases(conv) * in_channels
-    return weight_bases(conv) * out_channels * (per_filter + 4) + 5 * thresholds
+    """Bytes of the nodes that a packed graph has for `conv`, see conversion.lowering_ops."""
+    filters, channels, kernel, _ = conv.weight.shape
+    binarizer = conv.binarize_activation
+    if binarizer.alphabet is None:  # a float convolution with the sum of the weight's bases
+        return 4 * conv.weight.numel()
+    # Each pair of bases is a node of its own, with filters and a float32 scale per filter.
+    terms = weight_bases(conv) * activation_bases(conv) * filters * (packed_filter_bytes(channels, kernel) + 4)
+    # A float32 threshold and a byte for its direction.
+    thresholds = activation_bases(conv) * channels * 5
+    # A float32 scale and shift per channel for the value, and the window.
+    return terms + thresholds + (8 * channels + 4 * kernel**2 if binarizer.has_magnitude else 0)
 
 
 def _elements(output: Any) -> int:
@@ -294,6 +299,8 @@ class _OperationCounter(TorchDispatchMode):
         super().__init__()
         self.float_macs: dict[str, int] = defaultdict(int)
         self.binary_macs: dict[str, int] = defaultdict(int)
+        self.slopes: dict[str, int] = defaultdict(int)
+        """PReLUs in a packed graph have a slope per channel, also where the network has one for all."""
         self._network = network
         self._owners = owners
         self._running = [""]
@@ -328,6 +335,8 @@ class _OperationCounter(TorchDispatchMode):
                 self.float_macs[layer] += products + additions
         elif func.__name__.partition(".")[0] in _RECTIFIERS:
             self.float_macs[layer] += _elements(output)
+            if "prelu" in func.__name__:
+                self.slopes[layer] = output.shape[1]
         return output
 
     def _leave(self) -> None:

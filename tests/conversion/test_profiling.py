@@ -136,6 +136,34 @@ def test_packed_bytes_are_those_of_a_real_packed_file() -> None:
     assert counted == tensors - 4 * 2 * 2 * 2
 
 
+@pytest.mark.parametrize("channels", [9, 12, 33, 65])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"binarizer": "bam"},
+        {"binarizer": "bam", "activation_binarizer": "float"},
+        {"binarizer": "abc", "weight_options": {"bases": 2}, "activation_options": {"bases": 3}},
+        {"binarizer": "dorefa"},
+        {"binarizer": "xnor"},
+    ],
+)
+def test_packed_bytes_of_a_binary_convolution_are_those_in_the_file(options: dict, channels: int) -> None:
+    network = SRResNet(num_feat=channels, num_block=1, upscale=2, **options).eval()
+    rows = {row.layer: row.bytes_after for row in convert_network(network, verify=False).rows}
+    convs = [layer for layer in profile(network, output_size=(16, 16)).layers if layer.kind == "BinaryConv2d"]
+    assert len(convs) == 2
+    for layer in convs:
+        assert layer.packed_bytes == rows[layer.name]
+
+
+def test_packed_bytes_of_a_network_are_those_in_the_file_but_for_scalars() -> None:
+    """Filters, convolutions, normalizations and slopes; a factor beta is a tensor in the file or a number in its graph."""
+    network = SRResNet(num_feat=16, num_block=2, binarizer="bam", activation_binarizer="float").eval()
+    tensors = convert_network(network, verify=False).model.tensors
+    counted = profile(network, output_size=(64, 64)).total("packed_bytes")
+    assert counted == sum(array.nbytes for array in tensors.values()) + 4 * 4
+
+
 def test_command_prints_json_and_markdown(capsys: pytest.CaptureFixture) -> None:
     arguments = ["profile", "BSRN", "--set", "num_hpb=1", "upscale=2", "--size", "64x48"]
     assert cli.main([*arguments, "--json"]) == 0
