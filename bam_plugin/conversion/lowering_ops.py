@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,17 @@ def _square(value: Any) -> int | None:
 def _conv(emit: Emitter, module: nn.Conv2d, x: Value) -> Value:
     kernel = _square(module.kernel_size)
     same = kernel is not None and _square(module.padding) == kernel // 2
-    if (
-        not same
-        or (_square(module.stride), _square(module.dilation), module.groups) != (1, 1, 1)
-        or module.padding_mode != "zeros"
-    ):
+    stride = _square(module.stride)
+    if not same or stride is None or _square(module.dilation) != 1 or module.padding_mode != "zeros":
         raise ConversionError(
-            f"{emit.where}: only square convolutions of stride 1, dilation 1, one group and zero padding that "
-            f"keeps the size can be packed, found {module}"
+            f"{emit.where}: only square convolutions of odd size, dilation 1 and zero padding of half the kernel "
+            f"can be packed, found {module}"
         )
+    attrs = {name: number for name, number in (("groups", module.groups), ("stride", stride)) if number > 1}
     tensors = {"weight": finite_array(module.weight, emit.where)}
     if module.bias is not None:
         tensors["bias"] = finite_array(module.bias, emit.where)
-    return emit.add("conv2d", x, tensors=tensors)
+    return emit.add("conv2d", x, attrs=attrs, tensors=tensors)
 
 
 def _binary_conv(emit: Emitter, module: BinaryConv2d, x: Value, previous: tuple[Tensor, ...] = ()) -> Value:
@@ -150,6 +148,12 @@ def _plus(emit: Emitter, left: Any, right: Any, *, alpha: Any = 1) -> Value:
     return emit.add("affine", value, tensors={"scale": np.ones_like(shift), "shift": shift}) if np.any(shift) else value
 
 
+def _cat(emit: Emitter, tensors: Sequence[Any], dim: int = 0) -> Value:
+    if dim not in (1, -3) or not all(isinstance(value, Value) for value in tensors):
+        raise ConversionError(f"{emit.where}: only feature maps joined along their channels (dim=1) can be packed")
+    return functools.reduce(lambda left, right: emit.add("cat", left, right), tensors)
+
+
 def _minus(emit: Emitter, left: Any, right: Any) -> Value:
     return _plus(emit, left, _times(emit, right, -1) if isinstance(right, Value) else -right)
 
@@ -207,6 +211,9 @@ FUNCTIONS: dict[Any, Handler] = {
     operator.add: _plus,
     operator.iadd: _plus,
     torch.add: _plus,
+    torch.cat: _cat,
+    torch.concat: _cat,
+    torch.concatenate: _cat,
     operator.sub: _minus,
     torch.sub: _minus,
     operator.mul: _times,

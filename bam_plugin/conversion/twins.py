@@ -1,10 +1,9 @@
 """The operations of packed graphs in float, for runtimes that know no bits: one twin for ONNX and one for PyTorch each.
 
 A twin translates one node. `onnx_export.Export` (e) and `torch_graph.Translation` (t) walk the graph and offer what
-twins
-need: the node's arrays by role, its operands, constants per channel. Signs are floats: -1 and +1, or 0 and 1.
-Thresholds are made where they are read (`signs`), since the reader knows the alphabet. A twin that is one call of the
-runtime is one line of the table.
+twins need: the node's arrays by role, its operands, constants per channel. Signs are floats: -1 and +1, or 0 and 1.
+Thresholds are made where they are read (`signs_of`), since the reader knows the alphabet. A twin that is one call of
+the runtime is one line of the table.
 """
 
 from __future__ import annotations
@@ -89,12 +88,18 @@ def _torch_binary_conv(t: Any, node: Node, arrays: Arrays) -> Any:
 
 def _onnx_conv(e: Export, node: Node, arrays: Arrays, name: str) -> None:
     operands = [e.constant(f"{name}.{role}", arrays[role]) for role in ("weight", "bias") if role in arrays]
-    e.add("Conv", [*node.inputs, *operands], name, pads=[arrays["weight"].shape[2] // 2] * 4)
+    how: dict[str, Any] = {"pads": [arrays["weight"].shape[2] // 2] * 4}
+    if "groups" in node.attrs:
+        how["group"] = int(node.attrs["groups"])
+    if "stride" in node.attrs:
+        how["strides"] = [int(node.attrs["stride"])] * 2
+    e.add("Conv", [*node.inputs, *operands], name, **how)
 
 
 def _torch_conv(t: Any, node: Node, arrays: Arrays, x: Any) -> Any:
     weight, bias = (t.buffer(arrays[role], t.dtype) if role in arrays else None for role in ("weight", "bias"))
-    return t.rounded(t.call(t.F.conv2d, t.reduced(x), weight, bias, padding=arrays["weight"].shape[2] // 2))
+    how = {name: int(node.attrs[name]) for name in ("groups", "stride") if name in node.attrs}
+    return t.rounded(t.call(t.F.conv2d, t.reduced(x), weight, bias, padding=arrays["weight"].shape[2] // 2, **how))
 
 
 def _onnx_affine(e: Export, node: Node, arrays: Arrays, name: str) -> None:
@@ -159,6 +164,10 @@ TWINS: Mapping[str, Twin] = {
     "affine": Twin(_onnx_affine, _torch_affine),
     "add": Twin(lambda e, n, a, name: e.add("Add", n.inputs, name), lambda t, n, a, x, y: t.call(operator.add, x, y)),
     "mul": Twin(lambda e, n, a, name: e.add("Mul", n.inputs, name), lambda t, n, a, x, y: t.call(operator.mul, x, y)),
+    "cat": Twin(
+        lambda e, n, a, name: e.add("Concat", n.inputs, name, axis=1),
+        lambda t, n, a, x, y: t.call(t.torch.cat, (x, y), dim=1),
+    ),
     "scale": Twin(_onnx_scale, lambda t, n, a, x: t.call(operator.mul, x, float(n.attrs["factor"]))),
     "clamp": Twin(
         _onnx_clamp, lambda t, n, a, x: t.call(t.torch.clamp, x, float(n.attrs["low"]), float(n.attrs["high"]))

@@ -194,12 +194,14 @@ def _value_name(path: str, index: int) -> str:
 def compare(network: nn.Module, engine: Engine | MixedEngine, images: Iterable[np.ndarray]) -> Comparison:
     """Run both networks on `images` (float32 (H, W, C) in [0, 1]) and sum up the differences.
 
-    A mixed network sees them padded to a size that it takes, as in `MixedEngine.run`.
+    Both see them padded to a size that the network takes, as the engines do it.
     """
     if isinstance(engine, MixedEngine):
         fitted = (_padded(image, [engine.sizes.fit(length) for length in image.shape[:2]]) for image in images)
         return compare_runs(network, lambda image: _run_mixed(engine, image), fitted)
-    return compare_runs(network, lambda image: _run_packed(engine, image), images)
+    multiple = engine.model.graph.size_multiple
+    fitted = (_padded(image, [-(-length // multiple) * multiple for length in image.shape[:2]]) for image in images)
+    return compare_runs(network, lambda image: _run_packed(engine, image), fitted)
 
 
 def _padded(image: np.ndarray, size: list[int]) -> np.ndarray:

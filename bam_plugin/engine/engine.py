@@ -177,11 +177,17 @@ class Engine:
     def run(self, image: np.ndarray, *, observe: Observer | None = None) -> np.ndarray:
         """Upscale one image: float32 (H, W, C) -> float32 (H * scale, W * scale, C_out), not clipped.
 
+        A network with strides sees the last row and column repeated up to a multiple of `graph.size_multiple`.
+
         `observe(name, value)` is called with every node's result (float map or sign words), for comparisons.
         Raises EngineError when the image is not float32, has no pixel or another number of channels.
         """
         check_image(image, self.model.num_in_ch)
-        return self._runner.run(image, self.threads, observe)
+        height, width, _ = image.shape
+        multiple, scale = self.model.graph.size_multiple, self.model.scale
+        pads = [(0, -height % multiple), (0, -width % multiple), (0, 0)]
+        fitted = np.pad(image, pads, mode="edge") if multiple > 1 else image
+        return self._runner.run(fitted, self.threads, observe)[: height * scale, : width * scale]
 
     def tile_memory(self) -> TileMemory:
         """What a tile takes, estimated from above."""

@@ -1,8 +1,9 @@
 """Which nodes of a graph run as one operation on a tile.
 
-Four patterns are recognised, all of them exact: the fused operation rounds where its parts do. Nodes in parentheses may
+Five patterns are recognised, all of them exact: the fused operation rounds where its parts do. Nodes in parentheses may
 be missing.
 
+- cat + conv2d: the convolution reads two maps.
 - binary_conv2d + add: the convolution adds onto the identity path.
 - binary_conv2d (+ add) + threshold: the sum becomes bits in a register. It is stored only if it is read again.
 - int_conv2d + quantize, and any convolution (+ quantize) + pixel_shuffle: the channels are made in the shuffle's order.
@@ -14,13 +15,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
 from bam_plugin.packed.graph import Graph, Node
 from bam_plugin.packed.ops import OPERATIONS
 
-CONVOLUTIONS = ("binary_conv2d", "conv2d", "int_conv2d")
+CONVOLUTIONS = ("binary_conv2d", "conv2d", "depthwise_conv2d", "grouped_conv2d", "int_conv2d")
 
 
 @dataclass
@@ -46,8 +48,8 @@ class TileOp:
     signs: Mapping[str, np.ndarray] = field(default_factory=dict)
     alphabet: str = "-1,+1"
     spread: int = 1
-    reach: int | None = None  # rows around a row that in0 is read at; None where only the pixel itself is
-    zoom: int = 1
+    reach: int | None = None  # rows around a row that `around` is read at; None where only the pixel itself is
+    zoom: int | Fraction = 1
 
     @property
     def inputs(self) -> list[str]:
@@ -58,6 +60,17 @@ class TileOp:
     def outputs(self) -> list[str]:
         """Names of the values that are made."""
         return [name for name in (self.out0, self.out1) if name is not None]
+
+    @property
+    def operands(self) -> list[str]:
+        """What a convolution or a resize works on; the rest of the inputs is added to its result."""
+        joined = self.kind == "conv2d" and self.in1 is not None  # channels of two maps
+        return [self.in0, str(self.in1)] if joined else [self.in0]
+
+    @property
+    def around(self) -> list[str]:
+        """Names of the values that are read at neighbouring pixels."""
+        return [] if self.reach is None else self.operands
 
     def overwritable(self) -> list[str]:
         """Values that `out0` may be written over: they are read at the place that is written next, and then no more."""
@@ -71,7 +84,14 @@ def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> Til
     arrays = {role: tensors[name] for role, name in node.tensors.items()}
     tile = OPERATIONS[node.op].tile(node, [graph.types[name] for name in node.inputs], arrays)
     operands = node.inputs[::-1] if tile.swap else node.inputs
-    op = TileOp(node.op, operands[0], node.name, kernel=tile.kernel, floats=tile.floats, integers=tile.integers)
+    op = TileOp(
+        tile.kernel_name or node.op,
+        operands[0],
+        node.name,
+        kernel=tile.kernel,
+        floats=tile.floats,
+        integers=tile.integers,
+    )
     op.in1 = operands[1] if len(operands) > 1 else None
     op.channels, op.tables, op.weights = tile.channels, tile.tables, tile.weights
     op.alphabet, op.reach, op.zoom = tile.alphabet, tile.reach, tile.zoom
@@ -105,7 +125,7 @@ class _Fuser:
                 self.fuse_conv(node)
             elif node.op == "mul":
                 self.fuse_weight(node)
-            elif node.op in ("conv2d", "int_conv2d"):
+            elif node.op in ("conv2d", "int_conv2d") and "groups" not in node.attrs:
                 self.fuse_spread(node)
         ops = []
         for node in self.graph.nodes:
@@ -115,12 +135,22 @@ class _Fuser:
                 ops.append(_base_op(node, self.graph, self.tensors))
         return ops
 
+    def read_both(self, node: Node, op: TileOp) -> TileOp:
+        """Let a convolution read the two maps that a `cat` for it alone would join."""
+        (value,) = node.inputs
+        joined = self.nodes.get(value)
+        if op.kind == "conv2d" and joined is not None and joined.op == "cat" and self.only_reader(value) is not None:
+            op.in0, op.in1 = joined.inputs
+            op.integers = (op.integers[0], self.graph.types[op.in1].channels, *op.integers[2:])
+            self.absorbed.add(value)
+        return op
+
     def fuse_conv(self, node: Node) -> None:
         self.extend(node, _base_op(node, self.graph, self.tensors))
 
     def fuse_spread(self, node: Node) -> None:
         """A convolution's quantised result, and its channels in the order in which a pixel shuffle takes them."""
-        op, value = _base_op(node, self.graph, self.tensors), node.name
+        op, value = self.read_both(node, _base_op(node, self.graph, self.tensors)), node.name
         reader = self.only_reader(value)
         if node.op == "int_conv2d" and reader is not None and reader.op == "quantize":
             quantize = _base_op(reader, self.graph, self.tensors)

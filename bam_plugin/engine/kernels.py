@@ -254,6 +254,12 @@ def repack_conv(weight: np.ndarray, isa: Isa) -> np.ndarray:
     return np.concatenate([table[:, at : at + width].ravel() for at in range(0, table.shape[1], width)])
 
 
+def repack_depthwise(weight: np.ndarray, lanes: int) -> np.ndarray:
+    """(C, 1, k, k) as (k * k, C padded to whole registers)."""
+    taps = weight.reshape(len(weight), -1).T
+    return np.stack([padded_channels(tap, lanes) for tap in taps])
+
+
 def border_classes(size: int, kernel: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Class of each position along an axis, and the taps [first, last) that lie inside the map for each class."""
     half = kernel // 2

@@ -67,6 +67,8 @@ class Filler:
         self._layouts: dict[str, Callable[[Op, TileOp], None]] = {
             "binary_conv2d": self._binary_conv,
             "conv2d": self._conv,
+            "depthwise_conv2d": self._depthwise_conv,
+            "grouped_conv2d": self._grouped_conv,
             "int_conv2d": self._int_conv,
             "quantize": self._quantize,
             "pixel_shuffle": self._shuffle,
@@ -109,8 +111,8 @@ class Filler:
     def _binary_conv(self, filled: Op, op: TileOp) -> None:
         source, weight, scale = self._types[op.in0], op.weights["weight"], op.weights["scale"]
         shape = (op.kernel, source.channels, self._isa.lanes)
-        row_index, rows = kernels.border_classes(self._height * source.up, op.kernel)
-        column_index, columns = kernels.border_classes(self._width * source.up, op.kernel)
+        row_index, rows = kernels.border_classes(source.length(self._height), op.kernel)
+        column_index, columns = kernels.border_classes(source.length(self._width), op.kernel)
         words = self._weights.get(weight, "words", lambda: kernels.repack_binary(weight, *shape))
         base = self._weights.get(
             weight,
@@ -130,6 +132,23 @@ class Filler:
         words = self._weights.get(weight, key, lambda: kernels.repack_conv(weight[order], self._isa))
         filled.p0 = self._pointer(words)
         filled.p1 = self._channels(weight, f"bias {key}", bias[order])
+
+    def _depthwise_conv(self, filled: Op, op: TileOp) -> None:
+        weight = op.weights["weight"]
+        bias = op.weights.get("bias", np.zeros(len(weight), dtype=np.float32))
+        words = self._weights.get(weight, "depthwise", lambda: kernels.repack_depthwise(weight, self._isa.lanes))
+        filled.p0, filled.p1 = self._pointer(words), self._channels(weight, "bias", bias)
+
+    def _grouped_conv(self, filled: Op, op: TileOp) -> None:
+        weight, groups = op.weights["weight"], op.integers[0]
+        bias = op.weights.get("bias", np.zeros(len(weight), dtype=np.float32))
+
+        def make() -> list[np.ndarray]:
+            filters = [kernels.repack_conv(part, self._isa) for part in np.split(weight, groups)]
+            biases = [kernels.padded_channels(part, self._isa.lanes) for part in np.split(bias, groups)]
+            return [np.concatenate(filters), np.concatenate(biases)]
+
+        filled.p0, filled.p1 = map(self._pointer, self._weights.get_all(weight, f"{groups} groups", make))
 
     def _int_conv(self, filled: Op, op: TileOp) -> None:
         arrays, isa = op.weights, self._isa

@@ -34,7 +34,7 @@ class _Buffer:
     """Memory of a map: bytes (rows, row_bytes); `key` says with which maps it can be shared."""
 
     data: np.ndarray
-    key: tuple[int, ...]
+    key: tuple[object, ...]
 
 
 class Program:
@@ -93,8 +93,8 @@ class Program:
         return aligned_zeros(size, layout().byte_zero if self._in_bytes(name) else 0)
 
     def _row_bytes(self, name: str) -> int:
-        up = self.model.graph.types[name].up
-        return (self.width * up + 2 * self.plan.pads.get(name, 0)) * self._pixel_bytes(name)
+        width = self.model.graph.types[name].length(self.width)
+        return (width + 2 * self.plan.pads.get(name, 0)) * self._pixel_bytes(name)
 
     def _add_map(self, name: str, data: np.ndarray, rows: int) -> None:
         value = self.model.graph.types[name]
@@ -109,13 +109,13 @@ class Program:
                 row_stride=row_bytes,
                 pixel_stride=self._pixel_bytes(name),
                 row0=0,
-                height=self.height * value.up,
-                width=self.width * value.up,
+                height=value.length(self.height),
+                width=value.length(self.width),
                 pad=self.plan.pads.get(name, 0),
             )
         )
 
-    def _geometry(self, name: str, rows: int) -> tuple[int, ...]:
+    def _geometry(self, name: str, rows: int) -> tuple[object, ...]:
         """Maps with equal geometry can take each other's buffer: the zeros at the ends of rows stay zeros."""
         value = self.model.graph.types[name]
         kind = ("float", "signs", *INTEGERS).index(value.kind)
@@ -129,7 +129,7 @@ class Program:
             if self._keep:
                 dying = []
             for name in stage.whole:
-                rows = self.height * self.model.graph.types[name].up
+                rows = self.model.graph.types[name].length(self.height)
                 key = self._geometry(name, rows)
                 ready = free + [self._buffers[old] for old in dying if plan.may_overwrite(at, old, name)]
                 reused = next((buffer for buffer in ready if buffer.key == key), None)
@@ -146,7 +146,7 @@ class Program:
         tallest = [max(last - first for first, last in spans) for spans in zip(*self._strips, strict=True)]
         for stage, rows in zip(plan.stages[plan.tail :], tallest, strict=False):
             for name in stage.whole:
-                ratio = graph.types[name].up // stage.up
+                ratio = int(graph.types[name].up // stage.up)
                 total = self.height * graph.scale if name == graph.output else rows * ratio
                 self._add_map(name, self._memory(name, total), total)
 
@@ -156,7 +156,7 @@ class Program:
         tail = plan.stages[plan.tail :]
         windows = [name for stage in tail for name in stage.whole if name != graph.output]
         row = sum(self._row_bytes(name) * graph.types[name].up for name in windows)
-        rows = max(MIN_STRIP_ROWS, STRIP_BYTES // max(1, row))
+        rows = max(MIN_STRIP_ROWS, int(STRIP_BYTES // max(1, row)))
         starts = range(0, self.height, rows)
         return [plan.strip_rows(graph, self.height, y, min(self.height, y + rows)) for y in starts]
 
@@ -174,7 +174,7 @@ class Program:
             filled.in0, filled.in1 = self._ref(op.in0, offsets), self._ref(op.in1, offsets)
             filled.out0, filled.out1 = self._ref(op.out0, offsets), self._ref(op.out1, offsets)
         self._alive.append(ops)
-        return Stage(ops, len(stage.ops), self.width * stage.up, 0, self.height * stage.up, tile)
+        return Stage(ops, len(stage.ops), int(self.width * stage.up), 0, int(self.height * stage.up), tile)
 
     def _lay_out_scratch(self, stage: StageOps, tile: int) -> tuple[dict[str, int], int]:
         """First-fit offsets of the values that stay in the tile."""
@@ -213,7 +213,7 @@ class Program:
     def _view(self, name: str) -> np.ndarray:
         """The map of a value as (H, W, stride) floats or words, without its padding pixels."""
         value = self.model.graph.types[name]
-        height, width, pad = self.height * value.up, self.width * value.up, self.plan.pads.get(name, 0)
+        height, width, pad = value.length(self.height), value.length(self.width), self.plan.pads.get(name, 0)
         rows = self._buffers[name].data[: height * self._row_bytes(name)]
         in_bytes = self._in_bytes(name)
         dtype = {"signs": np.uint64, "float": np.float32}.get(value.kind, np.uint8 if in_bytes else np.int16)
@@ -263,5 +263,5 @@ class Program:
             stages[index].row_begin, stages[index].row_end = begin, end
             for name in stage.whole:
                 if name != graph.output:
-                    self._map_array[self._refs[name]].row0 = begin * (graph.types[name].up // stage.up)
+                    self._map_array[self._refs[name]].row0 = begin * int(graph.types[name].up // stage.up)
         kernels.run_stages(self.isa, stages, self._map_array, scratch, threads)

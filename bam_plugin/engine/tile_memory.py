@@ -6,6 +6,7 @@ the body whole; of the enlarged maps behind it they hold a strip of a few rows, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ def graph_tile_memory(graph: Graph, *, compiled: bool) -> TileMemory:
     result = RESULTS * _size(graph.types[graph.output])
     if compiled:
         return TileMemory(
-            per_pixel=_worst(graph, lambda value: _size(value) if value.up == 1 else 0) + result,
+            per_pixel=_worst(graph, lambda value: _size(value) if value.up <= 1 else 0) + result,
             per_column=MIN_STRIP_ROWS * _worst(graph, lambda value: _size(value) if value.up > 1 else 0),
             fixed=STRIP_BYTES,
         )
@@ -57,4 +58,4 @@ def _worst(graph: Graph, size: Callable[[ValueType], int], *, copies: int = 0) -
 
 def _size(value: ValueType) -> int:
     """Bytes of a value for one input pixel; signs count as floats, which they become on the slow path."""
-    return value.channels * value.up**2 * 4
+    return math.ceil(value.channels * value.up**2 * 4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from bam_plugin.engine.fusion import CONVOLUTIONS, TileOp
 from bam_plugin.packed.graph import INPUT, Graph, ValueType
@@ -19,7 +20,7 @@ from bam_plugin.packed.graph import INPUT, Graph, ValueType
 class StageOps:
     """One stage: `up` is the magnification at which it runs, `whole` names the maps that it makes."""
 
-    up: int
+    up: int | Fraction
     ops: list[TileOp] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
 
@@ -47,8 +48,8 @@ class StagePlan:
         for index, op in enumerate(ops):
             if old not in op.inputs:
                 continue
-            convolved = old == op.in0 and op.kind in CONVOLUTIONS
-            if op.reach is not None and old == op.in0:
+            convolved = old in op.operands and op.kind in CONVOLUTIONS
+            if old in op.around:
                 return False
             if index > written or (index == written and convolved):
                 return False
@@ -72,19 +73,18 @@ class StagePlan:
                     ratio = types[name].up // stage.up  # a shuffled map is finer than its stage
                     spans.append((low // ratio, -(-high // ratio)))
             begin = max(0, min((low for low, _ in spans), default=0))
-            end = min(height * stage.up, max((high for _, high in spans), default=0))
+            end = min(int(height * stage.up), max((high for _, high in spans), default=0))
             rows.append((begin, end))
             for op in stage.ops:
                 for name in op.inputs:
-                    reach = op.reach if name == op.in0 else None
-                    ratio = op.zoom
-                    need = (begin // ratio - (reach or 0), -(-end // ratio) + (reach or 0))
+                    reach = (op.reach or 0) if name in op.around else 0
+                    need = (begin // op.zoom - reach, -(-end // op.zoom) + reach)
                     old = wanted.get(name, need)
                     wanted[name] = (min(old[0], need[0]), max(old[1], need[1]))
         return rows[::-1]
 
 
-def _stage_up(op: TileOp, types: Mapping[str, ValueType]) -> int:
+def _stage_up(op: TileOp, types: Mapping[str, ValueType]) -> int | Fraction:
     """Magnification at which an operation runs: that of its result, but of its operand where it spreads pixels."""
     name = op.in0 if op.kind == "pixel_shuffle" else op.outputs[0]
     return types[name].up
@@ -98,7 +98,7 @@ def _levels(ops: list[TileOp]) -> list[int]:
     for op in ops:
         level = 0
         for name in op.inputs:
-            whole = (name == op.in0 and op.reach is not None) or name in shuffled
+            whole = name in op.around or name in shuffled
             level = max(level, made_at[name] + 1 if whole else made_at[name])
         levels.append(level)
         made_at.update({name: level for name in op.outputs})
@@ -108,9 +108,7 @@ def _levels(ops: list[TileOp]) -> list[int]:
     for index, op in enumerate(ops):
         if op.kind == "resize" and op.in0 == INPUT:
             readers = [
-                levels[at] - int(op.out0 == reader.in0 and reader.reach is not None)
-                for at, reader in enumerate(ops)
-                if op.out0 in reader.inputs
+                levels[at] - int(op.out0 in reader.around) for at, reader in enumerate(ops) if op.out0 in reader.inputs
             ]
             if readers:
                 levels[index] = max(levels[index], min(readers))
@@ -135,7 +133,7 @@ def plan_stages(graph: Graph, ops: list[TileOp], *, keep: bool = False) -> Stage
         if op.kind == "pixel_shuffle" or keep:
             whole.update(op.outputs)
         for name in op.inputs:
-            spatial = name == op.in0 and op.reach is not None
+            spatial = name in op.around
             if spatial and op.kind != "resize":
                 pads[name] = max(pads.get(name, 0), op.kernel // 2)
             if spatial or home[name] != at:

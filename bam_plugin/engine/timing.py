@@ -116,7 +116,7 @@ def register_steps(model: PackedModel, height: int, width: int, lanes: int) -> i
         if node.op == "binary_conv2d":
             source = model.graph.types[node.inputs[0]]
             filters = model.tensors[node.tensors["weight"]].shape[0]
-            pixels = height * width * source.up**2
+            pixels = int(height * width * source.up**2)
             steps = int(node.attrs["kernel"]) ** 2 * words_for(source.channels)
             total += 2 * pixels * steps * -(-kernels.stride_of(filters) // lanes)
     return total

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 from bam_plugin.packed.errors import ChecksumError, NewerVersionError, NotPackedError, TruncatedFileError
 
-NEWEST_VERSION = 2
+NEWEST_VERSION = 3
 METADATA_KEY = "bam"
 MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
 _DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "I64": np.dtype("<i8")}
@@ -66,7 +66,7 @@ def unpack_container(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     except (SafetensorError, ValueError, OverflowError) as error:
         raise NotPackedError(f"not a valid safetensors file ({error})") from None
     document = _read_document(header)
-    if document["format_version"] == 1:
+    if document["format_version"] != 2:
         _check_types(header, ("F32", "U8"))
     stated = document.pop("sha256", None)
     found = digest(document, tensors)

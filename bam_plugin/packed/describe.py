@@ -55,6 +55,8 @@ def _graph_facts(model: PackedModel) -> dict[str, object]:
         "binary": {"weights": model.binary_bits, "bytes": binary_bytes},
         "operations": dict(sorted(Counter(node.op for node in model.graph.nodes).items())),
         "layers": [_layer(model, node) for node in model.graph.nodes if node.op in _KINDS],
+        "unbounded": model.unbounded,
+        "size_multiple": model.graph.size_multiple,
     }
 
 
@@ -109,8 +111,8 @@ def _layer(model: PackedModel, node: Node) -> dict[str, object]:
         "kind": _KINDS[node.op],
         "channels": [channels, filters],
         "kernel": kernel,
-        "weights": filters * channels * kernel**2,
+        "weights": filters * channels // int(node.attrs.get("groups", 1)) * kernel**2,
         "bits_per_weight": 1 if binary else 32,
         "bytes": sum(model.tensors[name].nbytes for name in set(node.tensors.values())),
-        "magnification": types[node.output].up,
+        "magnification": float(types[node.output].up) if types[node.output].up < 1 else types[node.output].up,
     }

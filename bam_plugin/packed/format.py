@@ -22,9 +22,9 @@ from bam_plugin.packed.graph import Graph, Node
 from bam_plugin.packed.graph_builder import check_graph
 from bam_plugin.packed.mixed_format import VERSION as MIXED_VERSION
 from bam_plugin.packed.mixed_format import MixedModel, mixed_document, unpack_mixed
+from bam_plugin.packed.ops import OPERATIONS
 from bam_plugin.packed.precision import read_offers
 
-VERSION = 1
 _FIELDS = {"format_version", "graph", "info", "scale", "receptive_radius"}
 
 
@@ -65,8 +65,14 @@ class PackedModel:
 
     @property
     def receptive_radius(self) -> int | None:
-        """Input pixels of context that decide an output pixel; no op of a graph sees the whole image."""
+        """Input pixels of context that decide an output pixel; None with strides, see `unbounded`."""
         return self.graph.receptive_radius
+
+    @property
+    def unbounded(self) -> str:
+        """Why there is no receptive radius; else empty."""
+        multiple = self.graph.size_multiple
+        return "" if multiple == 1 else f"strides divide the picture into blocks of {multiple} x {multiple} pixels"
 
     @property
     def sha256(self) -> str:
@@ -84,11 +90,16 @@ class PackedModel:
         return bits
 
 
+def format_version(graph: Graph) -> int:
+    """The first version of the file that has all operations of a graph: 1, or 3 for the newer ones."""
+    return max([1, *(OPERATIONS[node.op].version_of(node) for node in graph.nodes)])
+
+
 def _document(model: PackedModel) -> dict:
     """The JSON metadata without its checksum."""
     graph = model.graph
     return {
-        "format_version": VERSION,
+        "format_version": format_version(graph),
         "scale": graph.scale,
         "receptive_radius": model.receptive_radius,
         "graph": {
@@ -179,6 +190,10 @@ def _unpack_graph(document: dict, tensors: Mapping[str, np.ndarray]) -> PackedMo
     )
     read_offers(graph, document["info"])  # refuses what no engine could use
     model = PackedModel(graph=graph, tensors=tensors, metadata=document["info"])
+    if document["format_version"] != format_version(graph):
+        raise InvalidGraphError(
+            f"states format version {document['format_version']}, its operations have version {format_version(graph)}"
+        )
     if (document["scale"], document["receptive_radius"]) != (model.scale, model.receptive_radius):
         raise InvalidGraphError(
             f"states scale {document['scale']} and receptive radius {document['receptive_radius']}, "

@@ -6,6 +6,7 @@ operation accepts, makes and computes; `graph_builder.py` checks graphs against 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,13 +20,17 @@ ALPHABETS = ("-1,+1", "0,1")  # what bit 1 and bit 0 of an activation stand for
 class ValueType:
     """Type of a value: `kind` is "float" or "signs"; `up` is its height and width over those of the input image.
 
-    `radius` is the receptive radius so far, in input pixels (exact fraction).
+    `up` is a fraction behind a stride. `radius` is the receptive radius so far, in input pixels (exact fraction).
     """
 
     kind: str
     channels: int
-    up: int
+    up: int | Fraction
     radius: Fraction = Fraction(0)
+
+    def length(self, pixels: int) -> int:
+        """Rows (or columns) of the value for so many of the input, a multiple of the graph's `size_multiple`."""
+        return int(pixels * self.up)
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,23 @@ class Graph:
     @property
     def scale(self) -> int:
         """Output height over input height."""
-        return self.types[self.output].up
+        return int(self.types[self.output].up)
+
+    @functools.cached_property
+    def size_multiple(self) -> int:
+        """Heights and widths of the input are multiples of this, 1 without strides.
+
+        A runner repeats the last row and column of other pictures as far as needed, and cuts the result.
+        """
+        return math.lcm(*(Fraction(value.up).denominator for value in self.types.values()))
 
     @property
-    def receptive_radius(self) -> int:
-        """Input pixels around a pixel that its output can depend on, rounded up."""
-        return math.ceil(self.types[self.output].radius)
+    def receptive_radius(self) -> int | None:
+        """Input pixels around a pixel that its output can depend on, rounded up.
+
+        None with strides: then a result depends on where the picture begins, too.
+        """
+        return math.ceil(self.types[self.output].radius) if self.size_multiple == 1 else None
 
     @property
     def num_out_ch(self) -> int:

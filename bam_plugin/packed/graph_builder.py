@@ -27,6 +27,8 @@ def check_graph(*, num_in_ch: int, nodes: tuple[Node, ...], output: str, tensors
         types[node.name] = infer_type(node, types, tensors)
     if output not in types or types[output].kind != "float":
         raise InvalidGraphError(f"the output {output!r} is not a float map made by a node")
+    if types[output].up != int(types[output].up):
+        raise InvalidGraphError(f"the output {output!r} is smaller than the input, which no packed network is")
     return Graph(num_in_ch=num_in_ch, nodes=nodes, output=output, types=types)
 
 

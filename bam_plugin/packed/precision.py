@@ -72,8 +72,8 @@ def check_precision(name: str) -> str:
 def reducible_convs(graph: Graph) -> dict[str, int]:
     """Convolutions that may run on integers: name -> input channels.
 
-    All float convolutions of enough channels that no `threshold` comes behind: a sign that flips costs far more than
-    a rounded value.
+    All float convolutions of one group, of stride 1 and of enough channels that no `threshold` comes behind: a sign
+    that flips costs far more than a rounded value.
     """
     decides: set[str] = set()  # values that a threshold depends on
     for node in reversed(graph.nodes):
@@ -82,7 +82,10 @@ def reducible_convs(graph: Graph) -> dict[str, int]:
     return {
         node.name: graph.types[node.inputs[0]].channels
         for node in graph.nodes
-        if node.op == "conv2d" and node.name not in decides and graph.types[node.inputs[0]].channels >= MIN_CHANNELS
+        if node.op == "conv2d"
+        and not node.attrs  # neither groups nor a stride
+        and node.name not in decides
+        and graph.types[node.inputs[0]].channels >= MIN_CHANNELS
     }
 
 

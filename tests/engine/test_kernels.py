@@ -89,6 +89,10 @@ def per_channel(builder, generator, value, *roles):
     return {role: random_floats(generator, builder.types[value].channels) for role in roles}
 
 
+def small(builder, generator, value):
+    return float_layer(builder, generator, value, "small", out=5)
+
+
 OPS = {
     "conv without bias": without_bias,
     "relu": lambda b, g, x: b.add("relu", "op", x),
@@ -122,6 +126,21 @@ OPS = {
     "nearest": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 2, "mode": "nearest"}),
     "bilinear": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 3, "mode": "bilinear"}),
     "bicubic": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 4, "mode": "bicubic"}),
+    "cat": lambda b, g, x: b.add("cat", "op", x, b.add("relu", "other", x)),
+    "cat and convolution": lambda b, g, x: float_layer(b, g, b.add("cat", "both", x, small(b, g, x)), "conv", out=20),
+    "cat and colours": lambda b, g, x: float_layer(b, g, b.add("cat", "both", small(b, g, x), x), "conv", out=3),
+    "cat and one pixel": lambda b, g, x: float_layer(b, g, b.add("cat", "both", x, x), "conv", out=5, kernel=1),
+    "depthwise": lambda b, g, x: float_layer(b, g, x, "conv", out=b.types[x].channels, groups=b.types[x].channels),
+    "depthwise 5x5": lambda b, g, x: float_layer(
+        b, g, x, "conv", out=b.types[x].channels, groups=b.types[x].channels, kernel=5
+    ),
+    "one channel each to two": lambda b, g, x: float_layer(
+        b, g, x, "conv", out=2 * b.types[x].channels, groups=b.types[x].channels
+    ),
+    "groups": lambda b, g, x: float_layer(b, g, b.add("cat", "twice", x, x), "conv", out=42, groups=2),
+    "groups of one pixel": lambda b, g, x: float_layer(
+        b, g, b.add("cat", "twice", x, x), "conv", out=6, groups=2, kernel=1
+    ),
     "zeros and ones": lambda b, g, x: binary_layer(b, g, x, "conv", out=20, kernel=3, alphabet="0,1"),
     "lb block": lambda b, g, x: lb_block(b, g, x, "block"),
     "lb block 5x5": lambda b, g, x: lb_block(b, g, lb_block(b, g, x, "first", kernel=5), "second"),
@@ -137,6 +156,40 @@ def test_operations(name, channels):
     image[0, 0] = 0.0
     image[1, :3] = -0.0
     check(model, image)
+
+
+@pytest.mark.parametrize(("kernel", "channels", "groups"), [(3, 3, 1), (5, 16, 1), (1, 20, 1), (3, 20, 20), (3, 12, 3)])
+def test_strides(kernel, channels, groups):
+    """A coarse map and its way back: pixel shuffle, interpolation, binary layers at half the size."""
+
+    def make(builder, generator, value):
+        skip = float_layer(builder, generator, value, "head", out=channels)
+        value = float_layer(builder, generator, skip, "down", out=channels, kernel=kernel, stride=2, groups=groups)
+        value = binary_layer(builder, generator, value, "binary", out=16, kernel=3)
+        deep = float_layer(builder, generator, value, "deeper", out=36, stride=3)
+        value = builder.add(
+            "add",
+            "sum",
+            value,
+            builder.add(
+                "resize",
+                "up",
+                float_layer(builder, generator, deep, "back", out=16, kernel=1),
+                attrs={"factor": 3, "mode": "bilinear"},
+            ),
+        )
+        value = float_layer(builder, generator, value, "wide", out=4 * channels)
+        return builder.add("add", "end", builder.add("pixel_shuffle", "shuffle", value, attrs={"factor": 2}), skip)
+
+    model = built(make, channels=3)
+    assert model.graph.size_multiple == 6 and model.receptive_radius is None and "6 x 6" in model.unbounded
+    for size in ((6, 12), (24, 102)):
+        check(model, picture(*size, 3))
+    image = picture(13, 20, 3)
+    fitted = np.pad(image, ((0, 5), (0, 4), (0, 0)), mode="edge")
+    for isa in (*ISAS, "reference", "numpy"):
+        engine = Engine(model, isa=isa)
+        assert same_bits(np.ascontiguousarray(engine.run(fitted)[:13, :20]), np.ascontiguousarray(engine.run(image)))
 
 
 @pytest.mark.parametrize(("channels", "factor"), [(1, 2), (3, 4), (8, 2), (12, 3)])

@@ -46,12 +46,22 @@ def binary_layer(
 
 
 def float_layer(
-    builder: GraphBuilder, generator: np.random.Generator, value: str, name: str, *, out: int, kernel: int = 3
+    builder: GraphBuilder,
+    generator: np.random.Generator,
+    value: str,
+    name: str,
+    *,
+    out: int,
+    kernel: int = 3,
+    groups: int = 1,
+    stride: int = 1,
 ) -> str:
     """conv2d with random weights and bias."""
-    channels = builder.types[value].channels
+    channels = builder.types[value].channels // groups
     weight = random_floats(generator, out, channels, kernel, kernel) / np.float32(kernel * np.sqrt(channels))
-    return builder.add("conv2d", name, value, tensors={"weight": weight, "bias": 0.1 * random_floats(generator, out)})
+    attrs = {attr: number for attr, number in (("groups", groups), ("stride", stride)) if number > 1}
+    tensors = {"weight": weight, "bias": 0.1 * random_floats(generator, out)}
+    return builder.add("conv2d", name, value, attrs=attrs, tensors=tensors)
 
 
 def spatial_beta(builder: GraphBuilder, value: str, name: str, *, factor: float, offset: float) -> str:
@@ -112,6 +122,9 @@ def every_operation() -> PackedModel:
     value = float_layer(builder, generator, builder.input, "head", out=12, kernel=5)
     value = builder.add("leaky_relu", "leaky", value, attrs={"slope": 0.25})
     value = builder.add("scale", "half", value, attrs={"factor": 0.5})
+    joined = builder.add("cat", "cat", value, builder.input)
+    value = builder.add("add", "joined", value, float_layer(builder, generator, joined, "mix", out=12, groups=3))
+    value = builder.add("add", "deep", value, float_layer(builder, generator, value, "depthwise", out=12, groups=12))
     value = lb_block(builder, generator, value, "block")
     value = residual_block(builder, generator, value, "residual")
     value = builder.add("clamp", "clamp", value, attrs={"low": -1.5, "high": 1.25})

@@ -254,3 +254,37 @@ def test_receptive_radius_counts_at_each_magnification():
     signs = builder.add("threshold", "sign", value, tensors=limits)
     value = builder.add("binary_conv2d", "binary", signs, attrs={"kernel": 5, "alphabet": "-1,+1"}, tensors=tensors)
     assert builder.finish(value).receptive_radius == 4
+
+
+def test_the_version_is_the_first_one_that_has_all_operations():
+    """Files of older operations keep their bytes; a number that does not fit the operations is refused."""
+
+    def joined(twice: bool) -> PackedModel:
+        builder = GraphBuilder(num_in_ch=3)
+        value = builder.add("cat", "cat", builder.input, builder.input) if twice else builder.input
+        return PackedModel(graph=builder.finish(builder.add("relu", "act", value)), tensors={})
+
+    for twice, version in ((False, 1), (True, 3)):
+        data = pack_model(joined(twice))
+        assert json.loads(header_of(data)["__metadata__"][METADATA_KEY])["format_version"] == version
+        assert unpack_model(data).num_out_ch == (6 if twice else 3)
+        forged = resign(rewrite(data, document=lambda meta: meta.update(format_version=4 - meta["format_version"])))
+        with pytest.raises(errors.InvalidGraphError, match="states format version"):
+            unpack_model(forged)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "words"),
+    [
+        ({"groups": 1}, "from 2 to 6"),
+        ({"groups": 4}, "divide 6 channels"),
+        ({"stride": 17}, "from 2 to 16"),
+        ({"stride": True}, "from 2 to 16"),
+        ({"stride": 2}, "smaller than the input"),
+    ],
+)
+def test_groups_and_strides_that_cannot_be_are_refused(attrs, words):
+    builder = GraphBuilder(num_in_ch=6)
+    weight = np.zeros((6, 6 // attrs.get("groups", 1), 3, 3), np.float32)
+    with pytest.raises(errors.InvalidGraphError, match=words):
+        builder.finish(builder.add("conv2d", "conv", builder.input, attrs=attrs, tensors={"weight": weight}))

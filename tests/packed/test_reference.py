@@ -82,6 +82,16 @@ def test_conv2d(kernel):
     np.testing.assert_allclose(without + bias, expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(("groups", "out", "stride"), [(1, 5, 2), (6, 6, 1), (6, 12, 3), (2, 8, 1), (3, 3, 2)])
+def test_conv2d_in_groups_and_with_strides(groups, out, stride):
+    generator = np.random.default_rng(out)
+    value, weight = random_floats(generator, 6, 12, 6), random_floats(generator, out, 6 // groups, 3, 3)
+    options = {"groups": groups, "stride": stride}
+    expected = from_torch(F.conv2d(to_torch(value), torch.from_numpy(weight), padding=1, **options))
+    for module in (convolution, blas):
+        np.testing.assert_allclose(module.conv2d(value, weight=weight, **options), expected, rtol=1e-5, atol=2e-5)
+
+
 CASES = {
     "relu": (lambda v: pointwise.relu(v), lambda t: F.relu(t)),
     "leaky_relu": (lambda v: pointwise.leaky_relu(v, slope=0.125), lambda t: F.leaky_relu(t, 0.125)),

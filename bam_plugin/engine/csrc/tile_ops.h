@@ -315,6 +315,18 @@ POINTWISE(mul_op, const float *y = locate(t, op->in1);
 /* in0 * fl(fl(mean * f1) + f2), the mean as in mean_op; in1 is added and out1 are the signs, where they are */
 POINTWISE(weigh_op, weigh_tile(op, x, locate(t, op->in1), out, locate(t, op->out1), t->count);)
 
+/* The channels of in0, then the i0 channels of in1. */
+NOINLINE void cat_op(const tile_t *t, const bam_op *op) {
+    const float *x = locate(t, op->in0), *y = locate(t, op->in1);
+    float *out = locate(t, op->out0);
+    const int first = op->in_channels, second = op->i0, stride = stride_of(op->out_channels);
+    for (int p = 0; p < t->count; p++) {
+        memcpy(out + p * stride, x + p * stride_of(first), sizeof(float) * first);
+        memcpy(out + p * stride + first, y + p * stride_of(second), sizeof(float) * second);
+    }
+    clear_padding(out, t->count, op->out_channels);
+}
+
 /* p5 thresholds, p6 flips as words; out0 signs */
 NOINLINE void threshold_op(const tile_t *t, const bam_op *op) {
     threshold_tile(locate(t, op->in0), locate(t, op->out0), t->count, op->in_channels, op->p5, op->p6);
@@ -327,7 +339,8 @@ static const bam_operation operations[] = {
     {"prelu", prelu_op},               {"affine", affine_op},   {"add", add_op},
     {"mul", mul_op},                   {"scale", scale_op},     {"clamp", clamp_op},
     {"channel_mean", mean_op},         {"weigh", weigh_op},     {"quantize", quantize_op},
-    {"pixel_shuffle", shuffle_op},     {"resize", resize_op},
+    {"pixel_shuffle", shuffle_op},     {"resize", resize_op},   {"cat", cat_op},
+    {"grouped_conv2d", grouped_conv_op}, {"depthwise_conv2d", depthwise_conv_op},
 };
 
 static void run_tile(const bam_stage *stage, const bam_map *maps, uint8_t *scratch, int y, int x, int count) {

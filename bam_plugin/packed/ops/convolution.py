@@ -1,18 +1,20 @@
 """The convolutions: on signs, on floats, on integers.
 
-A convolution keeps the size of its input (stride 1), and a tap beyond the border contributes 0. The float `conv2d` is
-the one operation that fuses: each output is a chain of fused multiply-adds in a fixed order (taps row by row, then
-input channels), as a vector unit with one output channel per lane does it. That makes a result independent of tiles,
-threads and the width of the registers.
+A convolution of stride 1 keeps the size of its input, one of stride s makes every s-th pixel from the first one on. A
+tap beyond the border contributes 0. The float `conv2d` is the one operation that fuses: each output is a chain of fused
+multiply-adds in a fixed order (taps row by row, then input channels), as a vector unit with one output channel per lane
+does it. That makes a result independent of tiles, threads and the width of the registers.
 """
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 import numpy as np
 
 from bam_plugin.packed.bits import bits_to_words, unpack_filters
 from bam_plugin.packed.graph import ALPHABETS, Node, ValueType, packed_filter_bytes
-from bam_plugin.packed.ops.operation import MAX_KERNEL, Arrays, Call, Operation, Tile, grown
+from bam_plugin.packed.ops.operation import MAX_DOWN, MAX_KERNEL, Arrays, Call, Operation, Tile, grown, whole
 
 
 def _overlap(height: int, width: int, down: int, right: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -46,34 +48,46 @@ def fused_multiply_add(left: np.ndarray, right: np.ndarray, addend: np.ndarray) 
 
 
 def check_conv2d(call: Call) -> ValueType:
-    """conv2d: weight (O, I, k, k), bias (O), optional."""
+    """conv2d: weight (O, I / groups, k, k), bias (O), optional; groups and stride where they are not 1."""
     (value,) = call.operands("float")
-    weight = call.tensor("weight", np.float32, (None, value.channels, None, None))
+    groups = call.more_than_one("groups", value.channels)
+    stride = call.more_than_one("stride", MAX_DOWN)
+    if value.channels % groups:
+        raise call.fault(f"cannot divide {value.channels} channels into {groups} groups")
+    weight = call.tensor("weight", np.float32, (None, value.channels // groups, None, None))
     out, _, kernel, width = weight.shape
+    up = Fraction(value.up) / stride
+    if out % groups or up.denominator > MAX_DOWN:
+        raise call.fault(f"makes {out} channels in {groups} groups at magnification {up}, which cannot be")
     if kernel != width or kernel % 2 == 0 or kernel > MAX_KERNEL:
         raise call.fault(f"needs a square kernel of odd size up to {MAX_KERNEL}, found {kernel}x{width}")
     if call.has("bias"):
         call.tensor("bias", np.float32, (out,))
-    return ValueType("float", call.channels(out), value.up, grown(value, kernel))
+    return ValueType("float", call.channels(out), whole(up), grown(value, kernel))
 
 
-def conv2d(value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def conv2d(
+    value: np.ndarray, *, weight: np.ndarray, bias: np.ndarray | None = None, groups: int = 1, stride: int = 1
+) -> np.ndarray:
     """Float convolution: acc = bias (or 0); for each tap row by row, each channel: acc = fma(x, w, acc).
 
-    Taps beyond the border take part with x = 0, as they do in a map that was padded with zeros.
+    Taps beyond the border take part with x = 0, as they do in a map that was padded with zeros. Output channels of
+    group g read the channels of group g alone. The size is a multiple of `stride`.
     """
-    height, width, channels = value.shape
-    out, _, kernel, _ = weight.shape
+    height, width, _ = value.shape
+    out, channels, kernel, _ = weight.shape
     half = kernel // 2
     padded = np.pad(value, ((half, half), (half, half), (0, 0)))
-    total = np.zeros((height, width, out), dtype=np.float32)
+    total = np.zeros((height // stride, width // stride, out), dtype=np.float32)
     if bias is not None:
         total += bias
     for row in range(kernel):
         for column in range(kernel):
-            tap = padded[row : row + height, column : column + width]
+            tap = padded[row : row + height : stride, column : column + width : stride]
             for channel in range(channels):
-                total = fused_multiply_add(tap[:, :, channel, None], weight[:, channel, row, column], total)
+                of_groups = tap[:, :, channel::channels]
+                x = of_groups if groups == 1 else np.repeat(of_groups, out // groups, axis=2)
+                total = fused_multiply_add(x, weight[:, channel, row, column], total)
     return total
 
 
@@ -128,6 +142,20 @@ def int_conv2d(value: np.ndarray, *, weight: np.ndarray, scale: np.ndarray, bias
     return scale * total.astype(np.float32) + bias
 
 
+def _tile_of_floats(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
+    """i0 groups, i1 channels of a second operand (see engine/fusion.py), i2 stride."""
+    groups, stride = int(node.attrs.get("groups", 1)), int(node.attrs.get("stride", 1))
+    kernel, one_each = arrays["weight"].shape[2], arrays["weight"].shape[:2] == (groups, 1)
+    return Tile(
+        kernel_name=None if groups == 1 else "depthwise_conv2d" if one_each else "grouped_conv2d",
+        kernel=kernel,
+        weights=arrays,
+        integers=(groups, 0, stride),
+        reach=kernel // 2 if (kernel, stride) != (1, 1) else None,
+        zoom=Fraction(1, stride),
+    )
+
+
 def _tile(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
     kernel = int(node.attrs["kernel"]) if "kernel" in node.attrs else arrays["weight"].shape[2]
     alphabet = str(node.attrs.get("alphabet", "-1,+1"))
@@ -135,7 +163,7 @@ def _tile(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
 
 
 OPERATIONS = (
-    Operation("conv2d", conv2d, check_conv2d, _tile),
+    Operation("conv2d", conv2d, check_conv2d, _tile_of_floats, newer={"groups": 3, "stride": 3}),
     Operation("binary_conv2d", binary_conv2d, check_binary_conv2d, _tile, counts_channels=True),
     Operation("int_conv2d", int_conv2d, tile=_tile, stored=False),
 )

@@ -18,6 +18,7 @@ from bam_plugin.packed.graph import Node, ValueType
 MAX_CHANNELS = 1 << 16
 MAX_KERNEL = 31
 MAX_UP = 16  # largest magnification inside a graph, so that a forged file cannot ask for endless memory
+MAX_DOWN = 16  # largest reduction by strides
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -56,6 +57,10 @@ class Call:
         if type(value) is not int or not low <= value <= high:
             raise self.fault(f"needs the attribute {name} as an integer from {low} to {high}, found {value!r}")
         return value
+
+    def more_than_one(self, name: str, high: int) -> int:
+        """An attribute that is there only where it is an integer from 2 to `high`; else it is 1."""
+        return self.integer(name, 2, high) if name in self.node.attrs else 1
 
     def number(self, name: str) -> float:
         """An attribute that is a finite float32 number."""
@@ -131,8 +136,9 @@ class Tile:
 
     `floats` and `integers` fill the fields f0.. and i0.. of an operation in C, `channels` (one number per channel) and
     then `tables` the pointers p0... Only the convolutions have arrays of a layout of their own, `weights`.
-    `swap`: the kernel takes the operands in the other order. `reach`: rows around a row that the operand is read at,
-    None where only the pixel itself is. `zoom`: rows of the result for each row of the operand.
+    `kernel_name`: where one operation has several kernels. `swap`: the kernel takes the operands in the other order.
+    `reach`: rows around a row that the operand is read at, None where only the pixel itself is. `zoom`: rows of the
+    result for each row of the operand.
     """
 
     floats: tuple[float, ...] = ()
@@ -142,9 +148,10 @@ class Tile:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     kernel: int = 1
     alphabet: str = "-1,+1"
+    kernel_name: str | None = None
     swap: bool = False
     reach: int | None = None
-    zoom: int = 1
+    zoom: int | Fraction = 1
 
 
 Arrays = Mapping[str, np.ndarray]
@@ -166,7 +173,8 @@ class Operation:
 
     `check(call)` reads the node's fields and returns the type of its value. `reference(*operands, **attributes,
     **tensors)` computes it on whole maps, and is the truth for every kernel. `tile(node, operand types, arrays by
-    role)` says what the kernel of the same name in csrc/tile_ops.h is told. `counts_channels`: the reference takes the
+    role)` says what the kernel of the same name in csrc/tile_ops.h is told. `version`: the first version of the file
+    that has it; `newer`: attributes that a later version has added. `counts_channels`: the reference takes the
     operand's `channels`, too. `stored`: it may stand in a file.
     """
 
@@ -174,10 +182,21 @@ class Operation:
     reference: Callable[..., np.ndarray]
     check: Callable[[Call], ValueType] = _same
     tile: Callable[[Node, list[ValueType], Arrays], Tile] = per_channel
+    version: int = 1
+    newer: Mapping[str, int] = field(default_factory=dict)
     counts_channels: bool = False
     stored: bool = True
+
+    def version_of(self, node: Node) -> int:
+        """The first version of the file in which this node can stand."""
+        return max([self.version, *(self.newer.get(name, 1) for name in node.attrs)])
 
 
 def grown(value: ValueType, kernel: int) -> Fraction:
     """The receptive radius behind a convolution of this kernel."""
-    return value.radius + Fraction(kernel // 2, value.up)
+    return value.radius + Fraction(kernel // 2) / value.up
+
+
+def whole(up: int | Fraction) -> int | Fraction:
+    """A magnification as an integer where it is one."""
+    return int(up) if up == int(up) else up

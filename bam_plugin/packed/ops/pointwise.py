@@ -88,6 +88,20 @@ def mul(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return left * right
 
 
+def check_cat(call: Call) -> ValueType:
+    """cat: two maps of equal size."""
+    left, right = call.operands("float", "float")
+    if left.up != right.up:
+        raise call.fault(f"joins maps of different sizes: {left} and {right}")
+    channels = call.channels(left.channels + right.channels)
+    return ValueType("float", channels, left.up, max(left.radius, right.radius))
+
+
+def cat(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The channels of both, those of the left one first."""
+    return np.concatenate([left, right], axis=2)
+
+
 def check_scale(call: Call) -> ValueType:
     """scale: factor."""
     (value,) = call.operands("float")
@@ -161,6 +175,10 @@ def _tile_of_two(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
     return Tile(swap=right > left, integers=(int(left != right),))
 
 
+def _tile_of_cat(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
+    return Tile(integers=(operands[1].channels,))
+
+
 def _tile_of_mean(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
     inverse = float(np.float32(1 / operands[0].channels))
     return Tile(floats=(inverse,), integers=(int(node.attrs["statistic"] == "mean_abs"),))
@@ -174,6 +192,7 @@ OPERATIONS = (
     Operation("affine", affine, check_affine),
     Operation("add", add, check_two, _tile_of_two),
     Operation("mul", mul, check_two, _tile_of_two),
+    Operation("cat", cat, check_cat, _tile_of_cat, version=3),
     Operation("scale", scale, check_scale, _numbers("factor")),
     Operation("clamp", clamp, check_clamp, _numbers("low", "high")),
     Operation("channel_mean", channel_mean, check_channel_mean, _tile_of_mean),

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from bam_plugin.packed.graph import Node, ValueType
-from bam_plugin.packed.ops.operation import MAX_UP, Arrays, Call, Operation, Tile
+from bam_plugin.packed.ops.operation import MAX_UP, Arrays, Call, Operation, Tile, whole
 
 _CUBIC = -0.75  # the bicubic coefficient of PyTorch and OpenCV
 _REACH = {"nearest": 0, "bilinear": 1, "bicubic": 2}  # pixels of the operand around a pixel of the result
@@ -19,7 +19,7 @@ def check_pixel_shuffle(call: Call) -> ValueType:
     factor = call.integer("factor", 1, MAX_UP)
     if value.channels % factor**2 or value.up * factor > MAX_UP:
         raise call.fault(f"cannot rearrange {value.channels} channels at magnification {value.up} by {factor}")
-    return ValueType("float", value.channels // factor**2, value.up * factor, value.radius)
+    return ValueType("float", value.channels // factor**2, whole(value.up * factor), value.radius)
 
 
 def pixel_shuffle(value: np.ndarray, *, factor: int) -> np.ndarray:
@@ -36,7 +36,7 @@ def check_resize(call: Call) -> ValueType:
     reach = _REACH[call.choice("mode", tuple(_REACH))]
     if value.up * factor > MAX_UP:
         raise call.fault(f"magnifies by more than {MAX_UP}")
-    return ValueType("float", value.channels, value.up * factor, value.radius + Fraction(reach, value.up))
+    return ValueType("float", value.channels, whole(value.up * factor), value.radius + Fraction(reach) / value.up)
 
 
 def resize_taps(mode: str, factor: int) -> tuple[np.ndarray, np.ndarray]:
