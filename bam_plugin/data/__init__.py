@@ -2,8 +2,8 @@
 
 `images` (reading any image file), `storage` and `dataset_writer` (LMDBs and folders that are whole or not there),
 `prepare` and `benchmarks` (DIV2K, any folder, the test sets), `overlap` (is a training image in a benchmark?),
-`paired_patch_dataset` and `metrics` (registered in BasicSR by `register()`). Importing this package imports neither
-torch nor basicsr; it only makes basicsr importable (`bam_plugin.toolbox.compat.apply`).
+`paired_patch_dataset` and `metrics` (registered in BasicSR by `register()`). The import of this package imports neither
+torch nor basicsr. It only makes basicsr importable (`bam_plugin.toolbox.compat.apply`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ compat.apply()
 
 
 def register() -> None:
-    """Enter the datasets and metrics of this package in BasicSR's registries; calling it again does nothing."""
+    """Register the datasets and metrics of this package in BasicSR. A second call does nothing."""
     for name in ("paired_patch_dataset", "metrics"):
         importlib.import_module(f"{__name__}.{name}")

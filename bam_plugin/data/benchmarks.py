@@ -1,13 +1,13 @@
-"""The five benchmarks (Set5, Set14, B100, Urban100, Manga109): finding their HR images, making GT and LR folders.
+"""The five benchmarks (Set5, Set14, B100, Urban100, Manga109): find their HR images, make their GT and LR folders.
 
 NAME/GTmodS holds the HR images cut to multiples of the scale S, NAME/LRbicxS their MATLAB-bicubic LR images under the
-same names. Each scale has its own GT folder since that is how the published numbers are made: one GTmod12 for all
-scales, as in BasicSR's scripts, moves Set5 x4 by 0.03 dB.
+same names. Each scale has its own GT folder, as the published numbers require. One GTmod12 for all scales, as BasicSR's
+scripts make it, moves Set5 x4 by 0.03 dB.
 
-Grey: `bridge` of Set14 is a single-channel file and the published Set14 numbers measure it as grey. It stays a
-single-channel file here (and becomes one again where a copy of Set14 stores it as three equal channels); the test
-dataset and the metrics of this package measure such files as grey. Every other file keeps its channels: `man` of Set14
-and the pages of Manga109 look grey, but are colour files and are measured on Y, as in the literature.
+Grey: `bridge` of Set14 is a single-channel file, and the published Set14 numbers measure it as grey. It stays a
+single-channel file here, and becomes one again if a copy of Set14 stores it as three equal channels. The test dataset
+and the metrics of this package measure such files as grey. Every other file keeps its channels: `man` of Set14 and the
+pages of Manga109 look grey, but they are colour files and are measured on Y, as in the literature.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BENCHMARKS: dict[str, tuple[tuple[str, ...], int]] = {
     "Urban100": ((), 100),
     "Manga109": ((), 109),
 }
-# Folders that hold a set's HR images, best first: uncut ones before those that a script cut.
+# Folders that hold the HR images of a set. Uncut ones come before those that a script cut.
 _HR_FOLDERS = ("original", "HR", "GT", "GTmod2", "GTmod3", "GTmod4", "GTmod12")
 _LR_NAME = re.compile(r"(_LR|_SRF_\d+_(?!HR$)\w+|_bicubic|x[2348])$")
 _HR_SUFFIX = re.compile(r"(_SRF_\d+)?_(HR|GT)$")
@@ -50,7 +50,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparedBenchmark:
-    """What was written below `folder`: GTmodS and LRbicxS for each of `scales`, `images` images each."""
+    """The files below `folder`: GTmodS and LRbicxS for each of `scales`, with `images` images each."""
 
     name: str
     folder: Path
@@ -60,14 +60,14 @@ class PreparedBenchmark:
 
 
 def find_benchmarks(root: str | os.PathLike) -> dict[str, Path]:
-    """Name -> folder of each benchmark below `root` (or `root` itself), under any of its names, in any case."""
+    """Name -> folder of each benchmark below `root` (or `root` itself), under any of its names, whatever the case."""
     root = Path(root)
     if not root.is_dir():
         raise BamError(f"expected a folder that holds benchmarks, found no folder at {root}: check the path.")
     folders: dict[str, Path] = {}
     for path in sorted(path for path in root.iterdir() if path.is_dir()):
         folders.setdefault(path.name.lower(), path)
-    # `root` may be `.`; a folder below it counts by its own name, also where that is a link.
+    # `root` may be `.`. A folder below it counts by its own name, even if it is a link.
     folders.setdefault(root.resolve().name.lower(), root)
     found = {}
     for name, (aliases, _) in BENCHMARKS.items():
@@ -79,12 +79,12 @@ def find_benchmarks(root: str | os.PathLike) -> dict[str, Path]:
 
 
 def find_hr_images(folder: str | os.PathLike) -> dict[str, Path]:
-    """Key -> HR file of one benchmark, whatever the layout.
+    """Key -> HR file of one benchmark, in any known layout.
 
     Known layouts: HR files in the folder itself (with or without `_HR`, LR files beside them or not), in a folder HR,
-    GT, original or GTmodN beside LR folders, or in image_SRF_N folders (`img_001_SRF_4_HR.png`). Of the latter the
-    largest HR of each image is the original: Urban100's image_SRF_2 holds half-size images. Raises BamError when none
-    fits.
+    GT, original or GTmodN beside LR folders, or in image_SRF_N folders (`img_001_SRF_4_HR.png`). In the last
+    layout the largest HR file of each image is the original: Urban100's image_SRF_2 holds half-size images. Raises
+    BamError if no layout fits.
     """
     folder = Path(folder)
     candidates = _hr_files(folder)
@@ -120,8 +120,8 @@ def prepare_benchmark(
 ) -> PreparedBenchmark:
     """Make ROOT/NAME/GTmodS and ROOT/NAME/LRbicxS (PNG) from the benchmark in `folder`, for each of `scales`.
 
-    `name` is the folder's own by default. Scales that are there already are left as they are; raises
-    AlreadyPreparedError when that leaves nothing to do, BamError when no HR image is found.
+    `name` is that of the folder by default. Scales that are there already stay as they are. Raises AlreadyPreparedError
+    if nothing is left to do, and BamError if there is no HR image.
     """
     folder, root = Path(folder), Path(root)
     name = name or folder.resolve().name
@@ -134,7 +134,7 @@ def prepare_benchmark(
     images = find_hr_images(folder)
     keys = {path: key for key, path in images.items()}
     if any(path.parent.name.lower().startswith("gtmod") for path in keys):
-        _logger.warning("%s holds images that were cut already: numbers may deviate a little", folder)
+        _logger.warning("%s holds images that are cut already, so numbers may differ a little", folder)
     result = PreparedBenchmark(name, target, tuple(missing))
 
     def work(path: Path) -> dict[str, list[Entry]]:
@@ -148,7 +148,7 @@ def prepare_benchmark(
         result.images = len(writer.shapes[f"GTmod{missing[0]}"])
     expected = BENCHMARKS.get(name, ((), result.images))[1]
     if result.images != expected:
-        _logger.warning("%s has %d images, expected %d: its mean is not comparable", name, result.images, expected)
+        _logger.warning("%s has %d images, expected %d, so its mean cannot be compared", name, result.images, expected)
     return result
 
 
@@ -156,7 +156,7 @@ def _make_folders(image: np.ndarray, key: str, scales: Iterable[int]) -> dict[st
     entries = {}
     for scale in scales:
         gt = mod_crop(image, scale)
-        # Twice the scale is cropped by the metrics, and SSIM needs a window of 11 pixels.
+        # The metrics crop twice the scale, and SSIM needs a window of 11 pixels.
         if min(gt.shape[:2]) < 2 * scale + 11:
             raise TooSmallError(f"{gt.shape[0]}x{gt.shape[1]} is too small to be measured at x{scale}")
         for collection, part in ((f"GTmod{scale}", gt), (f"LRbicx{scale}", downscale(gt, scale))):
@@ -173,7 +173,7 @@ def _read_benchmark_image(path: Path, name: str) -> np.ndarray:
 
 
 def _hr_files(folder: Path) -> list[Path]:
-    """The HR files directly in `folder`: those marked HR or GT if any is, else all that are not marked LR."""
+    """The HR files directly in `folder`: those marked HR or GT, or, if none is marked, all that are not marked LR."""
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
     marked = [path for path in files if _HR_SUFFIX.search(path.stem)]
     return marked or [path for path in files if not _LR_NAME.search(path.stem)]

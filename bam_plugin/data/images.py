@@ -1,4 +1,4 @@
-"""Finding image files, reading them into the one kind that training and testing use (`pictures.bgr`), naming them."""
+"""Find image files, read them as training and testing use them (`pictures.bgr`), and name them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bam_plugin.pictures.errors import PictureAccessError, UnsupportedPictureErr
 from bam_plugin.pictures.formats import ENDINGS
 from bam_plugin.pictures.read import Picture, decode_picture, read_picture
 
-# LMDB allows 511 bytes; a sub-image number and a file suffix are still added to a key.
+# LMDB allows 511 bytes. A sub-image number and a file suffix still follow a key.
 _MAX_KEY = 200
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All image files below `folder` (by name ending, hidden ones left out), sorted by their path.
+    """All image files below `folder` by the ending of their names, sorted by path. Hidden files are left out.
 
-    Raises PictureAccessError when the folder is missing or holds no image.
+    Raises PictureAccessError if the folder is missing or holds no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -41,9 +41,9 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def read_image(path: str | os.PathLike, *, keep_grey: bool = False) -> np.ndarray:
-    """Read `path` as uint8: (H, W, 3) BGR, or (H, W) for a single-channel file when `keep_grey`.
+    """Read `path` as uint8: (H, W, 3) BGR, or (H, W) for a single-channel file if `keep_grey`.
 
-    Raises PictureError when the file cannot be opened or decoded, or holds float values.
+    Raises PictureError if the file does not open or decode, or holds float values.
     """
     return _as_bgr(read_picture(path, max_pixels=MAX_PIXELS), path, keep_grey)
 
@@ -61,10 +61,10 @@ def _as_bgr(picture: Picture, where: str | os.PathLike, keep_grey: bool) -> np.n
 
 
 def unique_keys(paths: Iterable[str | os.PathLike]) -> dict[Path, str]:
-    """One key per path, as LMDBs need them: ASCII, without dots and blanks, short, no two alike.
+    """One key per path, as LMDBs need them: short, in ASCII, without dots and blanks, all different.
 
-    The key is the file's stem (BasicSR cuts a key at its first dot, so dots become underscores). Files whose keys would
-    be equal get their folder's name in front, and a hash of their path where that does not tell them apart either.
+    The key is the file's stem (BasicSR cuts a key at its first dot, so dots become underscores). Files with
+    equal keys get the name of their folder in front, and a hash of their path if that does not tell them apart.
     """
     paths = [Path(path) for path in paths]
     keys = {path: _plain(path.stem) for path in paths}
@@ -75,7 +75,7 @@ def unique_keys(paths: Iterable[str | os.PathLike]) -> dict[Path, str]:
 
 
 def _not_unique(keys: dict[Path, str]) -> Sequence[Path]:
-    # Compared without case: the same keys name files, and some file systems ignore case.
+    # Upper and lower case count as equal, because keys also name files and some file systems ignore case.
     count: dict[str, int] = {}
     for key in keys.values():
         count[key.lower()] = count.get(key.lower(), 0) + 1

@@ -1,8 +1,9 @@
 """PSNR and SSIM as the literature measures super-resolution, registered in BasicSR's METRIC_REGISTRY.
 
-Y of YCbCr (BT.601) is rounded to 8 bits as MATLAB's rgb2ycbcr does for 8-bit images; BasicSR's own `test_y_channel`
-leaves it unrounded, which lifts bicubic on Set5 x2 by 0.03 dB. A single-channel target is a grey image: the result's
-luma is measured in the grey range (0..255) and not in Y's (16..235), where the same error is 1.32 dB smaller.
+Y of YCbCr (BT.601) is rounded to 8 bits, as MATLAB's rgb2ycbcr does for 8-bit images. BasicSR's own `test_y_channel`
+does not round it, which lifts bicubic on Set5 x2 by 0.03 dB. A single-channel target is a grey image. Then the luma of
+the result is measured in the grey range (0..255) and not in that of Y (16..235), where the same error is 1.32 dB
+smaller.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ _BT601 = np.array([24.966, 128.553, 65.481])
 
 
 class MetricError(BamError):
-    """A result and its target cannot be compared."""
+    """A result and its target do not fit together."""
 
 
 def luma(image: np.ndarray, *, full_range: bool = False) -> np.ndarray:
-    """(H, W, 1) uint8 Y (16..235) of a BGR uint8 image, or grey values (0..255) when `full_range`.
+    """(H, W, 1) uint8 Y (16..235) of a BGR uint8 image, or grey values (0..255) if `full_range`.
 
-    A single-channel image is its own grey; asked for Y it is taken as three equal channels.
+    A single-channel image is its own grey. For its Y it counts as three equal channels.
     """
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
@@ -40,11 +41,11 @@ def luma(image: np.ndarray, *, full_range: bool = False) -> np.ndarray:
 
 
 def comparable_luma(img: np.ndarray, img2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The channels (H, W, 1) of a result and its target that the literature compares (see the module's text)."""
+    """The channels (H, W, 1) of a result and its target that the literature compares, as the module describes it."""
     if img.shape[:2] != img2.shape[:2]:
         raise MetricError(
             f"expected result and target of one size, found {img.shape[:2]} and {img2.shape[:2]}: "
-            "the target must be cropped to a multiple of the scale."
+            "crop the target to a multiple of the scale."
         )
     grey = img2.ndim == 2 or img2.shape[2] == 1
     return luma(img, full_range=grey), luma(img2, full_range=grey)

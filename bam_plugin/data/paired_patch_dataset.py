@@ -1,9 +1,10 @@
-"""Datasets of LR and HR pairs, registered in BasicSR's DATASET_REGISTRY: random patches to train on, whole test images.
+"""Datasets of LR and HR pairs, registered in BasicSR's DATASET_REGISTRY: random patches for training, whole images for
+tests.
 
-Training must not wait for its data. `PairedPatchDataset` decodes each image once and keeps the bytes in memory (shared
-by worker processes), cuts before it converts to float, and derives crop, flip and rotation from (seed, epoch, sample
-number) alone: the samples do not depend on the number of workers, and a resumed training sees those that it would have
-seen.
+Training must not wait for its data. `PairedPatchDataset` decodes each image once, keeps the bytes in memory that worker
+processes share, and cuts patches before it converts them to float. Crop, flip and rotation follow from (seed, epoch,
+sample number) alone. So the samples do not depend on the number of workers, and a resumed training sees the samples
+that it would have seen.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bam_plugin.data.source import ImageSource, paired_keys
 from bam_plugin.data.storage import StorageError
 from bam_plugin.errors import BamError
 
-# `cache: auto` keeps a set in memory when it takes at most this part of what is available.
+# `cache: auto` keeps a set in memory if it takes at most this part of the available memory.
 _MEMORY_PART = 0.5
 
 _logger = logging.getLogger("basicsr")
@@ -34,12 +35,12 @@ class PairedPatchDataset(Dataset):
 
     A sample is {"lq": (3, P / scale, P / scale), "gt": (3, P, P), "lq_path", "gt_path"}, RGB float32 in [0, 1], with
     P = gt_size. Sample numbers may exceed the number of images (`dataset_enlarge_ratio`): number n is image n % len,
-    with a crop of its own. Images smaller than P are left out, which is logged.
+    with a crop of its own. Images smaller than P are left out, and the log says so.
 
     The form of the constructor is BasicSR's. Options: dataroot_gt, dataroot_lq (both LMDBs or folders, equal names; of
     other datasets' options `io_backend` is not needed and `filename_tmpl` such as '{}x4' is understood for folders),
     gt_size (HR pixels, a multiple of scale), scale, use_hflip and use_rot (default true), manual_seed (default 0) and
-    cache: memory, none (decode at each access), or auto (default; memory when the set takes at most half of it).
+    cache: memory, none (decode at each access), or auto (default; memory if the set takes at most half of it).
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -56,10 +57,10 @@ class PairedPatchDataset(Dataset):
             raise BamError(f"no image in {self._gt.path} has the {self.gt_size} pixels of gt_size on both sides.")
         if len(self.keys) < len(keys):
             _logger.warning(
-                "%d of %d images in %s are smaller than gt_size %d and left out",
+                "left out %d of %d images in %s, which are smaller than gt_size %d",
                 len(keys) - len(self.keys), len(keys), self._gt.path, self.gt_size,
             )  # fmt: skip
-        # In shared memory: with persistent workers set_epoch must reach processes that run already.
+        # It is in shared memory, because set_epoch must reach persistent workers that run already.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         decoded = sum(3 * sizes[key][0] * sizes[key][1] for key in self.keys)
         self._cached: list[tuple[np.ndarray, np.ndarray]] | None = None
@@ -116,12 +117,12 @@ class PairedPatchDataset(Dataset):
 
 @DATASET_REGISTRY.register()
 class BenchmarkDataset(Dataset):
-    """Whole image pairs to validate and test on, as `bam prepare benchmark` makes them.
+    """Whole image pairs for validation and tests, as `bam prepare benchmark` makes them.
 
     An item is {"lq": (3, H, W), "gt": (3, H * scale, W * scale), "lq_path", "gt_path"}, RGB float32 in [0, 1]. The gt
-    of a single-channel file has one channel, by which `calculate_psnr_y` and `calculate_ssim_y` know that it is to be
-    measured as grey. The form of the constructor is BasicSR's; options: dataroot_gt, dataroot_lq (folders or LMDBs),
-    scale, filename_tmpl.
+    of a single-channel file has one channel. By that `calculate_psnr_y` and `calculate_ssim_y` know that they measure
+    it as grey. The form of the constructor is BasicSR's; options: dataroot_gt, dataroot_lq (folders or LMDBs), scale,
+    filename_tmpl.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -158,7 +159,7 @@ def _open_pair(opt: dict[str, Any]) -> tuple[ImageSource, ImageSource, list[str]
 
 
 def _planes(bgr: np.ndarray) -> np.ndarray:
-    """(H, W, 3) BGR -> (3, H, W) RGB: a patch of planes is converted to float in whole rows."""
+    """(H, W, 3) BGR -> (3, H, W) RGB. A patch of planes converts to float in whole rows."""
     return np.ascontiguousarray(bgr.transpose(2, 0, 1)[::-1])
 
 
@@ -178,7 +179,7 @@ def _tensor(planes: np.ndarray) -> torch.Tensor:
 
 
 def _available_memory() -> int:
-    """Bytes of memory that are available, or of which the machine is made where the system does not tell."""
+    """Bytes of memory that are available, or all bytes of the machine if the system does not say."""
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123 (not a file on a disk)
             values = dict(line.split(":", 1) for line in file)

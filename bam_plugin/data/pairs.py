@@ -1,7 +1,7 @@
-"""From one HR image to its training pairs: mod-crop, MATLAB bicubic LR, sub-images on a common grid.
+"""The training pairs of one HR image: mod-crop, MATLAB bicubic LR, sub-images on a common grid.
 
-The LR image is made of the whole HR image and cut afterwards, so a sub-image's border pixels carry what the bicubic saw
-beyond the border, as in DIV2K. HR and LR sub-images cover the same area and bear the same key.
+The LR image is made of the whole HR image and cut afterwards. So the border pixels of a sub-image carry what the
+bicubic saw beyond the border, as in DIV2K. HR and LR sub-images cover the same area and have the same key.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class TooSmallError(BamError):
 class Grid:
     """How HR images are cut: squares of `crop_size`, every `step` pixels, the last one flush with the border.
 
-    `crop_size` None keeps whole images; a side shorter than `crop_size` is kept whole. Images are first cut to
-    multiples of `modulus` (12 serves x2, x3 and x4 with one set of HR images); `min_size` is the least side accepted.
+    `crop_size` None keeps whole images. A side shorter than `crop_size` stays whole. Images are first cut to multiples
+    of
+    `modulus`: 12 serves x2, x3 and x4 with one set of HR images. `min_size` is the least side that is accepted.
     """
 
     crop_size: int | None = 480
@@ -45,12 +46,12 @@ class Grid:
                 )
 
     def usable(self, height: int, width: int) -> tuple[int, int]:
-        """The sides (HR pixels) that are left after the mod-crop; raises TooSmallError."""
+        """The sides (HR pixels) after the mod-crop. Raises TooSmallError."""
         height, width = height - height % self.modulus, width - width % self.modulus
         least = max(self.min_size, self.modulus)
         if min(height, width) < least:
             raise TooSmallError(
-                f"{height}x{width} after cropping to multiples of {self.modulus}, least side is {least}"
+                f"{height}x{width} after the crop to multiples of {self.modulus}, expected sides of at least {least}"
             )
         return height, width
 
@@ -64,7 +65,7 @@ class Grid:
 
 
 def common_modulus(scales: Sequence[int]) -> int:
-    """12, or the least multiple of it that every one of `scales` divides."""
+    """The least multiple of 12 that all of `scales` divide."""
     if not scales or any(scale < 2 for scale in scales):
         raise BamError(f"expected scales of at least 2, found {list(scales)}.")
     return math.lcm(12, *scales)
@@ -80,8 +81,8 @@ def make_pairs(
 ) -> dict[str, list[Entry]]:
     """Cut `image` (H, W, 3) and its LR images into entries: {"HR": [...], "X2": [...], ...}, keys equal across lists.
 
-    given_lr: LR images that exist already (H / scale, W / scale, 3); the others are made by MATLAB's bicubic. Raises
-    TooSmallError, and BamError when a given LR image has another size.
+    given_lr: LR images that exist already (H / scale, W / scale, 3). MATLAB's bicubic makes the others. Raises
+    TooSmallError, and BamError if a given LR image has another size.
     """
     full_height, full_width = image.shape[:2]
     height, width = grid.usable(full_height, full_width)

@@ -14,14 +14,15 @@ class ResumableSampler(Sampler[int]):
 
     The order depends on (seed, epoch) alone, not on any global random state. `resume_at(epoch, batches)` leaves out
     what an interrupted training consumed of that epoch. A dataset with a method `set_epoch(epoch)` is told the epoch
-    and gets sample numbers up to `ratio` times its length (PairedPatchDataset); others get indices of their items.
+    and gets sample numbers up to `ratio` times its length (PairedPatchDataset); other datasets get indices of their
+    items.
 
     Args:
-        dataset: its length counts.
+        dataset: only its length matters.
         batch_size: samples per batch of this process; an epoch is cut to whole batches, the same number per process.
         num_replicas, rank: the number of processes and the index of this one.
-        ratio: how often the dataset occurs in an epoch (`dataset_enlarge_ratio`); may be fractional.
-        seed: of the order.
+        ratio: how often the dataset occurs in an epoch (`dataset_enlarge_ratio`); fractions are allowed.
+        seed: seed of the order.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ResumableSampler(Sampler[int]):
 
     @property
     def order(self) -> dict[str, Any]:
-        """What the order depends on: a training that is resumed with another one sees other samples."""
+        """The values that the order depends on. A training that resumes with other values sees other samples."""
         return {
             "generator": "numpy PCG64",
             "seed": self.seed,
@@ -56,7 +57,7 @@ class ResumableSampler(Sampler[int]):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of `epoch` (from 0); called before each epoch."""
+        """Choose the order of `epoch` (from 0). Call it before each epoch."""
         self.epoch = epoch
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
@@ -66,7 +67,7 @@ class ResumableSampler(Sampler[int]):
         self._resume = (epoch, batches)
 
     def __iter__(self) -> Iterator[int]:
-        # A pair of numbers as a seed, as in PairedPatchDataset: epochs of neighbouring seeds must not coincide.
+        # The seed is a pair of numbers, as in PairedPatchDataset, so that epochs of neighbouring seeds differ.
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total)
         order = order[: self.batches * self.batch_size * self.num_replicas]
         share = order[self.rank :: self.num_replicas]

@@ -1,4 +1,4 @@
-"""A folder or an LMDB of images, read by key: what the datasets draw from."""
+"""A folder or an LMDB of images, read by key. The datasets draw from it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bam_plugin.pictures.read import probe_picture
 class ImageSource:
     """Images under keys: file stems of a folder, keys of an LMDB made by `bam prepare` or by BasicSR.
 
-    May be copied into worker processes. `suffix` is what the files of a folder have at the end of their stems beside
-    the key (`x4` for `0001x4.png`).
+    Worker processes may hold copies. `suffix` stands behind the key in the stems of a folder's files (`x4` for
+    `0001x4.png`).
     """
 
     def __init__(self, *, path: str | os.PathLike, suffix: str = "") -> None:
@@ -39,7 +39,7 @@ class ImageSource:
         return info.height, info.width
 
     def read(self, key: str, *, keep_grey: bool = False) -> np.ndarray:
-        """The image as uint8 BGR (H, W, 3), or (H, W) for a single-channel one when `keep_grey`."""
+        """The image as uint8 BGR (H, W, 3), or (H, W) for a single-channel one if `keep_grey`."""
         if not self._is_lmdb:
             return read_image(self._files[key], keep_grey=keep_grey)
         with open_lmdb(self.path).begin(buffers=True) as transaction:
@@ -57,12 +57,12 @@ class ImageSource:
             close_lmdb(self.path)
 
     def name(self, key: str) -> str:
-        """What the image is called in results: the file's path, or the key."""
+        """The name of the image in results: the path of the file, or the key."""
         return key if self._is_lmdb else str(self._files[key])
 
 
 def paired_keys(gt: ImageSource, lq: ImageSource) -> list[str]:
-    """The keys of two sources, which must be the same. Raises StorageError naming what is missing where."""
+    """The keys of two sources. Raises StorageError, which names missing images, unless both have the same keys."""
     if gt.keys == lq.keys:
         return gt.keys
     without_lq = sorted(set(gt.keys) - set(lq.keys))

@@ -24,11 +24,11 @@ _environments_lock = threading.Lock()
 
 
 class StorageError(BamError):
-    """A collection of images cannot be written or read."""
+    """The package cannot write or read a collection of images."""
 
 
 class AlreadyPreparedError(StorageError):
-    """A result to be written exists already; nothing is ever overwritten."""
+    """A result exists already. The package never overwrites one."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Entry:
 
 
 class Store(Protocol):
-    """Where the entries of one collection go while a dataset is written."""
+    """One collection of a dataset that is being written."""
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Store entries for good: they survive a killed process."""
+        """Store entries for good, so that they survive a killed process."""
         ...
 
     def has(self, key: str) -> bool:
@@ -52,19 +52,19 @@ class Store(Protocol):
         ...
 
     def finish(self, shapes: dict[str, tuple[int, int, int]]) -> None:
-        """Complete the collection; `shapes` lists what it must hold."""
+        """Complete the collection. `shapes` lists the entries that it must hold."""
         ...
 
     def close(self) -> None:
-        """Release files; the collection can be opened again."""
+        """Release files. The collection can be opened again."""
         ...
 
 
 class LmdbStore:
     """An LMDB with `meta_info.txt` (`KEY.png (H,W,C) LEVEL` per line), as BasicSR's `io_backend: lmdb` reads it.
 
-    The map size, which LMDB must know beforehand, is computed from upper bounds: `png_bytes` of all images together
-    and the number of `entries`.
+    LMDB must know its map size beforehand. It follows from upper bounds: `png_bytes` of all images together and the
+    number of `entries`.
     """
 
     def __init__(self, *, path: Path, png_bytes: int, entries: int) -> None:
@@ -112,14 +112,14 @@ class FolderStore:
         return (self.path / f"{key}.png").is_file()
 
     def finish(self, shapes: dict[str, tuple[int, int, int]]) -> None:
-        """Nothing is left to be written."""
+        """Do nothing: all files are written."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise StorageError when the disk of `folder` has fewer than `needed` bytes free."""
+    """Raise StorageError if the disk of `folder` has fewer than `needed` bytes free."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -130,7 +130,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def read_meta_info(path: str | os.PathLike) -> dict[str, tuple[int, int, int]]:
-    """Key -> (H, W, C) of an LMDB's meta_info.txt. Raises StorageError when it is missing or malformed."""
+    """Key -> (H, W, C) of an LMDB's meta_info.txt. Raises StorageError if it is missing or malformed."""
     meta = Path(path) / "meta_info.txt"
     try:
         lines = meta.read_text().splitlines()
@@ -149,13 +149,13 @@ def read_meta_info(path: str | os.PathLike) -> dict[str, tuple[int, int, int]]:
 
 
 def open_lmdb(path: Path):
-    """The read-only environment of the LMDB at `path`, opened once per process. Raises StorageError when there is none.
+    """The read-only environment of the LMDB at `path`, opened once per process. Raises StorageError if there is none.
 
-    LMDB refuses a second environment of one file in a process; forked workers use the one they inherit, which is safe
-    since nobody writes and no locks are held.
+    LMDB refuses a second environment of one file in a process. Forked workers use the one that they inherit. That is
+    safe, because nobody writes and nobody holds locks.
     """
     path = path.resolve()
-    # Without the lock two threads could both find it closed.
+    # Without the lock, two threads could both find it closed.
     with _environments_lock:
         if path in _environments:
             return _environments[path]
@@ -164,7 +164,7 @@ def open_lmdb(path: Path):
                 f"expected an LMDB (a folder with data.mdb), found none at {path}: make it with `bam prepare`."
             )
         try:
-            # Without readahead: the images of a batch lie anywhere in the file.
+            # No readahead, because the images of a batch lie anywhere in the file.
             _environments[path] = require_lmdb().open(str(path), readonly=True, lock=False, readahead=False)
         except lmdb_errors() as error:
             raise StorageError(f"cannot open the LMDB at {path}: {error}") from error
@@ -172,14 +172,14 @@ def open_lmdb(path: Path):
 
 
 def close_lmdb(path: Path) -> None:
-    """Close what `open_lmdb` opened, so that other code (BasicSR's datasets) can open it in this process."""
+    """Close the LMDB that `open_lmdb` opened, so that other code (BasicSR's datasets) can open it in this process."""
     environment = _environments.pop(path.resolve(), None)
     if environment is not None:
         environment.close()
 
 
 def require_lmdb() -> Any:
-    """The module lmdb; raises MissingDependencyError where it is not installed."""
+    """The module lmdb. Raises MissingDependencyError if it is not installed."""
     try:
         import lmdb
     except ImportError as error:
@@ -191,7 +191,7 @@ def require_lmdb() -> Any:
 
 
 def lmdb_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of LMDB, for an `except` clause; none where it is not installed."""
+    """The exceptions of LMDB, for an `except` clause; none if it is not installed."""
     try:
         return (require_lmdb().Error,)
     except MissingDependencyError:

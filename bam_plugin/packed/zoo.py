@@ -1,6 +1,7 @@
-"""Which packed file a name means: a path, or a network of the folder `bam_plugin/zoo`, in the scale asked for.
+"""Find the packed file that a name means: a path, or a network of the folder `bam_plugin/zoo` in a given scale.
 
-Files of one network in several scales are called NAME_x2.bam.safetensors, NAME_x4.bam.safetensors and lie side by side.
+The files of one network in several scales have the names NAME_x2.bam.safetensors, NAME_x4.bam.safetensors and lie side
+by side.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bam_plugin.errors import BamError
 SUFFIX = ".bam.safetensors"
 ZOO = Path(__file__).parents[1] / "zoo"
 DEFAULT_NETWORK = "bsrn_light"
-"""The network used when several are there and none is named."""
+"""The network that a user gets who names none."""
 
 _NAME = re.compile(r"(?P<network>.+)_x(?P<scale>\d+)\.bam\.safetensors")
 
@@ -26,7 +27,7 @@ class UnknownModelError(BamError):
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A packed file by its name: NETWORK_xSCALE.bam.safetensors."""
+    """A packed file whose name follows the convention: NETWORK_xSCALE.bam.safetensors."""
 
     network: str
     scale: int
@@ -34,7 +35,7 @@ class ModelFile:
 
 
 def list_models(folder: Path = ZOO) -> list[ModelFile]:
-    """The packed files of a folder that are named by the convention, sorted by network and scale."""
+    """The packed files of a folder whose names follow the convention, sorted by network and scale."""
     found = []
     for path in folder.glob(f"*{SUFFIX}") if folder.is_dir() else ():
         if match := _NAME.fullmatch(path.name):
@@ -47,8 +48,8 @@ def find_model(name: str | os.PathLike | None = None, *, scale: float | None = N
 
     `name` is a path, a network of the zoo ("bsrn") or one of its files ("bsrn_x4"); None means the zoo's only or
     default network. A path or file name that states its scale is taken as it is, unless a sibling file has exactly
-    `scale`. Among scales that do not fit, the smallest larger one is preferred (shrinking loses less than enlarging),
-    else the largest. Raises `UnknownModelError` listing what is there.
+    `scale`. If no scale fits, the smallest larger one is taken, because shrinking loses less than enlarging, or else
+    the largest. Raises UnknownModelError, which lists the files that are there.
     """
     if name is not None and (Path(name).is_file() or len(Path(name).parts) > 1 or str(name).endswith(SUFFIX)):
         return _sibling(_existing(Path(name)), scale)
