@@ -138,7 +138,7 @@ def prepare_benchmark(
     result = PreparedBenchmark(name, target, tuple(missing))
 
     def work(path: Path) -> dict[str, list[Entry]]:
-        return _make_folders(_read_benchmark_image(path, name), keys[path], missing)
+        return _make_folders(read_benchmark_image(path, name), keys[path], missing)
 
     paths = list(keys)
     settings = {"format": 1, "scales": missing, "images": fingerprint(paths)}
@@ -165,7 +165,8 @@ def _make_folders(image: np.ndarray, key: str, scales: Iterable[int]) -> dict[st
     return entries
 
 
-def _read_benchmark_image(path: Path, name: str) -> np.ndarray:
+def read_benchmark_image(path: Path, name: str) -> np.ndarray:
+    """An HR image of the benchmark `name`, uint8 BGR (H, W, 3) or grey (H, W); bridge of Set14 is always grey."""
     image = read_image(path, keep_grey=True)
     if name == "Set14" and path.stem == "bridge" and image.ndim == 3 and (image == image[..., :1]).all():
         return np.ascontiguousarray(image[..., 0])
