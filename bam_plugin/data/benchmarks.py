@@ -78,6 +78,12 @@ def find_benchmarks(root: str | os.PathLike) -> dict[str, Path]:
     return found
 
 
+def benchmark_places(places: Iterable[Path]) -> list[Path]:
+    """Those of `places` that are folders with benchmarks, each once."""
+    unique = {path.resolve(): path for path in places if path.is_dir()}
+    return [path for path in unique.values() if find_benchmarks(path)]
+
+
 def find_hr_images(folder: str | os.PathLike) -> dict[str, Path]:
     """Key -> HR file of one benchmark, in any known layout.
 
