@@ -1,7 +1,8 @@
 """Files that are whole or not there: everything is written beside its destination and renamed when complete.
 
-A process that is killed (`kill -9`, no power) cannot remove its unfinished file. It is locked as long as its process
-lives, so a later run knows what was abandoned, and `remove_abandoned` takes it away.
+The content is on the disk before the name is: after a loss of power no name stands for half a file. A process that is
+killed (`kill -9`, no power) cannot remove its unfinished file. It is locked as long as its process lives, so a later
+run knows what was abandoned, and `remove_abandoned` takes it away.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def atomic_path(destination: str | os.PathLike) -> Iterator[Path]:
                 if not temporary.exists():
                     continue  # taken for an abandoned one in the moment before it was locked
                 yield temporary
+                _flush(temporary)
                 temporary.replace(destination)
+                _flush(destination.parent)
                 return
         finally:
             temporary.unlink(missing_ok=True)
@@ -65,6 +68,19 @@ def remove_abandoned(folder: str | os.PathLike) -> list[Path]:
                     _remove_unlocked(Path(entry.path))
                     removed.append(Path(entry.path))
     return sorted(removed)
+
+
+def _flush(path: Path) -> None:
+    """Wait until what `path` holds is on the disk; raises OSError where that fails (a full disk tells only now)."""
+    folder = path.is_dir()
+    if folder and fcntl is None:
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        with contextlib.suppress(OSError) if folder else contextlib.nullcontext():  # some file systems keep no folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -12,19 +12,34 @@ import json
 import os
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 
-from bam_plugin.files import atomic_path
+from bam_plugin.errors import BamError
+from bam_plugin.files import atomic_path, remove_abandoned
 
 
 def save_atomically(content: dict[str, Any], path: str | os.PathLike) -> None:
-    """`torch.save` that leaves either the complete file at `path` or what was there before."""
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    """`torch.save` that leaves either the complete file at `path` or what was there before.
+
+    Raises CheckpointSaveError where the file system refuses to write (a full disk).
+    """
+    try:
+        # Through a file of Python's, whose errors say what is wrong; those of torch's own speak of positions.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise CheckpointSaveError(
+            f"the checkpoint {path} cannot be written ({reason.strerror or reason}); earlier ones are untouched: make "
+            "room on the disk and go on with --auto_resume"
+        ) from error
 
 
 def network_record(opt: Mapping[str, Any], net_label: str) -> dict[str, Any]:
@@ -34,6 +49,12 @@ def network_record(opt: Mapping[str, Any], net_label: str) -> dict[str, Any]:
     """
     key = f"network_{net_label.removeprefix('net_')}"
     return {key: json.loads(json.dumps(opt[key], default=str))} if key in opt else {}
+
+
+def tidy_up(opt: Mapping[str, Any]) -> list[Path]:
+    """Remove the unfinished files of checkpoints whose processes were killed; returns their paths."""
+    folders = (opt["path"]["models"], opt["path"]["training_states"])
+    return [path for folder in folders for path in remove_abandoned(folder)]
 
 
 def random_states() -> dict[str, Any]:
@@ -77,3 +98,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class CheckpointSaveError(BamError):
+    """A checkpoint cannot be written."""

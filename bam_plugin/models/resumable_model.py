@@ -13,6 +13,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
 from bam_plugin.models.checkpoint import (
+    CheckpointSaveError,
     network_record,
     random_states_of_all,
     restore_own_random_states,
@@ -136,7 +137,7 @@ class ResumableSRModel(SRModel):
                 restore_random_states(random)
         try:
             self.save(epoch, current_iter)
-        except OSError as problem:
+        except CheckpointSaveError as problem:
             logger.error(f"No checkpoint could be saved: {problem}")
             return
         if self.opt["rank"] == 0:

@@ -23,10 +23,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bam_plugin.errors import BamError
-from bam_plugin.models.checkpoint import random_states, restore_random_states
+from bam_plugin.models.checkpoint import random_states, restore_random_states, tidy_up
 from bam_plugin.models.loaders import TrainingData, go_on_at, make_loaders
 from bam_plugin.optim.schedules import check_restart_schedule, resolve_epochs
 from bam_plugin.toolbox import compat
+from bam_plugin.toolbox.resuming import saved_states
 
 LOGGER = logging.getLogger("basicsr")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -91,6 +92,9 @@ class TrainingSession:
         def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
             self.opt = opt
             self._resume_state = state = load_state(opt)
+            newest = saved_states(opt["path"]["training_states"])
+            if opt.get("auto_resume") and state is not None and newest[0] != Path(opt["path"]["resume_state"]):
+                self._notes.append(f"{newest[0].name} or its network is damaged: an older state is resumed.")
             if state is not None and not self._seed_given and state.get("manual_seed") is not None:
                 self._notes.append(f"manual_seed is that of the training state, {state['manual_seed']}.")
                 opt["manual_seed"] = state["manual_seed"]
@@ -122,6 +126,9 @@ class TrainingSession:
         """In place of BasicSR's `create_train_val_dataloader`, which is called when its log is open."""
         for note in self._notes:
             logger.info(note)
+        if opt["rank"] == 0:
+            for path in tidy_up(opt):
+                logger.info(f"Removed {path}, which a killed training left unfinished.")
         self.data = make_loaders(opt, logger)
         if self._resume_state is not None:
             self.iteration = self._resume_state["iter"]

@@ -28,10 +28,6 @@ from bam_plugin.errors import BamError, MissingDependencyError
 _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
 
 
-class ResumeError(BamError):
-    """A training state cannot be used to resume a training."""
-
-
 def apply() -> None:
     """Make BasicSR importable beside any torchvision. Call it before the first `import basicsr`; cheap to repeat."""
     if not any(isinstance(finder, _RemovedModuleFinder) for finder in sys.meta_path):
@@ -54,6 +50,8 @@ def repair_pipelines() -> None:
     import basicsr.train
     import basicsr.utils.dist_util
     import basicsr.utils.options
+
+    from bam_plugin.toolbox.resuming import load_resume_state
 
     basicsr.train.load_resume_state = load_resume_state
     # options.py holds its own reference to init_dist.
@@ -125,43 +123,6 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
     if devices:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])) % devices)
     torch.distributed.init_process_group(backend=backend or ("nccl" if devices else "gloo"), **kwargs)
-
-
-def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The training state to resume from, on the CPU, or None to start afresh.
-
-    With `auto_resume` it is the newest state of the experiment that `opt` describes, else `path.resume_state`. Only
-    tensors and plain containers are unpickled.
-    """
-    import torch
-    from basicsr.utils import check_resume
-
-    if opt.get("auto_resume"):
-        state_path = newest_state(opt["path"]["training_states"])
-        if state_path is not None:
-            opt["path"]["resume_state"] = str(state_path)
-    else:
-        state_path = opt["path"].get("resume_state")
-    if state_path is None:
-        return None
-    try:
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
-        iteration = state["iter"]
-    except FileNotFoundError as error:
-        raise ResumeError(f"path.resume_state names {state_path}, which does not exist") from error
-    except Exception as error:
-        raise ResumeError(
-            f"{state_path} is not a readable training state ({type(error).__name__}: {error}); remove it to resume "
-            "from an earlier one, or set path.resume_state"
-        ) from error
-    check_resume(opt, iteration)
-    return state
-
-
-def newest_state(folder: str | os.PathLike) -> Path | None:
-    """The `ITERATION.state` with the greatest iteration in `folder`, or None."""
-    states = [path for path in Path(folder).glob("*.state") if path.stem.isdigit()]
-    return max(states, key=lambda path: int(path.stem), default=None)
 
 
 def _describe_slurm_job(port: int | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bam_plugin.config import option_file, prepare_arguments
 from bam_plugin.errors import BamError
-from bam_plugin.toolbox import compat
+from bam_plugin.toolbox import compat, resuming
 from bam_plugin.toolbox.registration import register_everything
 
 _OUR_KEYS = ("include", "method", "methods")
@@ -125,7 +125,7 @@ def _repair_running_script() -> None:
     """A train.py that runs as a script has its own copy of the function that needs a GPU to resume."""
     script = sys.modules.get("__main__")
     if script is not None and hasattr(script, "train_pipeline") and hasattr(script, "load_resume_state"):
-        script.load_resume_state = compat.load_resume_state  # type: ignore[attr-defined]
+        script.load_resume_state = resuming.load_resume_state  # type: ignore[attr-defined]
 
 
 def _adapt_sampler() -> None:

@@ -314,7 +314,7 @@ def test_preparing_imports_no_torch() -> None:
         "data.prepare",
         "data.benchmarks",
         "data.overlap",
-        "pictures.sheet",
+        "upscale.sheet",
         "train.report",
         "commands.prepare",
     )

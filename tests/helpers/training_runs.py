@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -51,3 +52,13 @@ def assert_same_checkpoint(left: Path, right: Path, iteration: int) -> None:
     for name in (f"models/net_g_{iteration}.pth", f"training_states/{iteration}.state"):
         one, other = (torch.load(root / "experiments/tiny" / name, weights_only=True) for root in (left, right))
         assert_same(one, other, name)
+
+
+def damage(path: Path) -> None:
+    """Flip a bit in the greatest record of a file of torch.save: between the records are bytes that nothing reads."""
+    with zipfile.ZipFile(path) as archive:
+        record = max(archive.infolist(), key=lambda info: info.file_size)
+        content = archive.read(record)
+    whole = path.read_bytes()
+    position = whole.index(content) + len(content) // 2
+    path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import training_options
-from helpers.training_runs import assert_same, assert_same_checkpoint
+from helpers.training_runs import assert_same, assert_same_checkpoint, damage
 
 from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import save_atomically
@@ -17,6 +19,7 @@ from bam_plugin.models.session import TrainingInterruptedError
 from bam_plugin.models.watch import TrainingPlateauError
 from bam_plugin.optim.errors import OptimizerError
 from bam_plugin.toolbox import compat
+from bam_plugin.toolbox.resuming import saved_states
 from bam_plugin.train.training import main, train
 
 compat.apply()
@@ -140,7 +143,7 @@ def test_training_that_failed_while_samples_were_drawn_resumes_exactly(tiny_pair
     monkeypatch.setattr(PairedImageDataset, "__getitem__", fail_once)
     with pytest.raises(MemoryError):
         train(["-opt", file], roots[1])
-    assert compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "3.state"
+    assert saved_states(roots[1] / "experiments/tiny/training_states")[0].name == "3.state"
     train(["-opt", file, "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
 
@@ -170,7 +173,7 @@ def test_interrupted_training_goes_on_as_if_nothing_had_happened(tiny_pairs, tmp
         train(["-opt", file], roots[1])
     if handler is not None:
         assert signal.getsignal(getattr(signal, kind)) is handler
-    assert compat.newest_state(roots[1] / "experiments/tiny/training_states").name == f"{completed}.state"
+    assert saved_states(roots[1] / "experiments/tiny/training_states")[0].name == f"{completed}.state"
     train(["-opt", file, "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
 
@@ -188,7 +191,7 @@ def test_training_that_a_watch_stopped_after_a_step_resumes_exactly(tiny_pairs, 
     train(["-opt", files["warn"]], roots[0])
     with pytest.raises(TrainingPlateauError):
         train(["-opt", files["stop"]], roots[1])
-    assert compat.newest_state(roots[1] / "experiments/tiny/training_states").name == "6.state"
+    assert saved_states(roots[1] / "experiments/tiny/training_states")[0].name == "6.state"
     train(["-opt", files["warn"], "--auto_resume"], roots[1])
     assert_same_checkpoint(*roots, 20)
 
@@ -280,6 +283,89 @@ def test_too_few_images_for_a_batch_are_refused(tiny_pairs, tmp_path):
     file = training_options.write_options(config, tmp_path / "tiny.yml")
     with pytest.raises(BamError, match="dataset_enlarge_ratio"):
         train(["-opt", file], tmp_path)
+
+
+def limited(script, folder):
+    """Run `script` in a process that may write no file of more than 100 kB: what a full disk answers, from then on."""
+    head = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def full():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+"""
+    return subprocess.run([sys.executable, "-c", head + script], cwd=folder, capture_output=True, text=True)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_checkpoint(tmp_path):
+    script = """
+import torch
+from bam_plugin.models.checkpoint import CheckpointSaveError, save_atomically
+save_atomically({"params": torch.ones(3)}, "net_g_5.pth")
+full()
+try:
+    save_atomically({"params": torch.zeros(100000)}, "net_g_5.pth")
+except CheckpointSaveError as error:
+    print(error)
+"""
+    result = limited(script, tmp_path)
+    assert "net_g_5.pth cannot be written (File too large)" in result.stdout, result.stderr
+    assert torch.equal(torch.load(tmp_path / "net_g_5.pth", weights_only=True)["params"], torch.ones(3))
+    assert [each.name for each in tmp_path.iterdir()] == ["net_g_5.pth"]
+
+
+def test_a_training_on_a_full_disk_ends_with_a_message_and_its_last_checkpoint(tiny_pairs, tmp_path):
+    config = options(tiny_pairs)
+    config["network_g"]["type"] = "BSRN"
+    config["logger"]["use_tb_logger"] = False
+    file = training_options.write_options(config, tmp_path / "tiny.yml")
+    script = f"""
+from bam_plugin.models.resumable_model import ResumableSRModel
+from bam_plugin.train.training import main
+whole = ResumableSRModel.save
+def save(self, epoch, iteration):
+    if iteration == 20:
+        full()
+    whole(self, epoch, iteration)
+ResumableSRModel.save = save
+sys.exit(main(["-opt", {file!r}]))
+"""
+    result = limited(script, tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert "cannot be written (File too large)" in result.stderr and "--auto_resume" in result.stderr
+    experiment = tmp_path / "experiments/tiny"
+    assert [path.name for path in saved_states(experiment / "training_states")] == ["10.state"]
+    assert not list(experiment.rglob(".*.bam-*"))
+    train(["-opt", file, "--auto_resume"], tmp_path)
+    assert saved_states(experiment / "training_states")[0].name == "20.state"
+
+
+def test_unfinished_files_of_killed_checkpoints_are_removed(tiny_pairs, tmp_path):
+    config, experiment = finished_training(tiny_pairs, tmp_path)
+    left = [
+        experiment / "models/.net_g_4.bam-0123456789abcdef.pth",
+        experiment / "training_states/.4.bam-0123456789abcdef.state",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    config["train"]["total_iter"] = 8
+    log = resume(config, tmp_path)
+    assert not any(path.exists() for path in left) and all(path.name in log for path in left)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_training_goes_on_exactly(tiny_pairs, tmp_path):
+    """From the one before, with a note in the log; the end is that of a training without the damage."""
+    config = options(tiny_pairs)
+    file = training_options.write_options(config, tmp_path / "tiny.yml")
+    roots = [tmp_path / "whole", tmp_path / "parts"]
+    for root in roots:
+        root.mkdir()
+        train(["-opt", file], root)
+    experiment = roots[1] / "experiments/tiny"
+    damage(experiment / "models/net_g_20.pth")
+    log = resume(config, roots[1])
+    assert "20.state or its network is damaged" in log
+    assert_same_checkpoint(*roots, 20)
 
 
 def test_failed_save_leaves_the_old_file(tmp_path):

@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
-from pathlib import Path
 
 import pytest
-import torch
 from helpers.places import ROOT
 
 from bam_plugin.errors import BamError
@@ -34,56 +31,6 @@ def test_finder_knows_only_the_removed_module():
     compat.apply()
     with pytest.raises(ModuleNotFoundError):
         __import__("torchvision.transforms.functional_nonsense")
-
-
-def resume_options(folder: Path, **changes) -> dict:
-    paths = {"training_states": str(folder), "models": str(folder), "resume_state": None, "pretrain_network_g": None}
-    return {"auto_resume": True, "network_g": {}, "path": {**paths, **changes.pop("path", {})}, **changes}
-
-
-def write_state(path: Path, iteration: int) -> None:
-    # BasicSR's MultiStepRestartLR keeps a Counter: it must pass weights_only.
-    torch.save({"iter": iteration, "epoch": 1, "schedulers": [{"milestones": Counter([5])}]}, path)
-
-
-def test_auto_resume_takes_the_greatest_iteration_and_its_network(tmp_path):
-    for iteration in (5, 10, 9):
-        write_state(tmp_path / f"{iteration}.state", iteration)
-    (tmp_path / "latest.state").write_bytes(b"not a number")
-    opt = resume_options(tmp_path)
-    state = compat.load_resume_state(opt)
-    assert state["iter"] == 10 and state["schedulers"][0]["milestones"] == Counter([5])
-    assert opt["path"]["pretrain_network_g"] == str(tmp_path / "net_g_10.pth")
-
-
-def test_nothing_to_resume_starts_afresh(tmp_path):
-    assert compat.load_resume_state(resume_options(tmp_path)) is None
-    assert compat.load_resume_state(resume_options(tmp_path / "missing")) is None
-    assert compat.load_resume_state(resume_options(tmp_path, auto_resume=False)) is None
-
-
-def test_resume_state_by_name(tmp_path):
-    write_state(tmp_path / "7.state", 7)
-    opt = resume_options(tmp_path, auto_resume=False, path={"resume_state": str(tmp_path / "7.state")})
-    assert compat.load_resume_state(opt)["iter"] == 7
-
-
-def harmful_state(path: Path) -> None:
-    torch.save({"iter": 3, "call": Path}, path)
-
-
-@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"PK\x03\x04 cut"), harmful_state])
-def test_unreadable_and_unsafe_states_are_named(tmp_path, spoil):
-    path = tmp_path / "3.state"
-    spoil(path)
-    with pytest.raises(compat.ResumeError, match=r"3\.state"):
-        compat.load_resume_state(resume_options(tmp_path))
-
-
-def test_missing_resume_state_is_named(tmp_path):
-    opt = resume_options(tmp_path, auto_resume=False, path={"resume_state": str(tmp_path / "none.state")})
-    with pytest.raises(compat.ResumeError, match="does not exist"):
-        compat.load_resume_state(opt)
 
 
 def test_launcher_without_its_environment_says_what_to_type(monkeypatch):
@@ -115,7 +62,7 @@ def test_slurm_job_is_described_to_torch(monkeypatch, tmp_path):
 
 
 def test_replaced_restores_after_an_error():
-    with pytest.raises(RuntimeError), compat.replaced(compat, newest_state=len):
-        assert compat.newest_state is len
+    with pytest.raises(RuntimeError), compat.replaced(compat, init_dist=len):
+        assert compat.init_dist is len
         raise RuntimeError
-    assert compat.newest_state is not len
+    assert compat.init_dist is not len
