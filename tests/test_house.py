@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.imports import circle_in, import_graph, modules_of, reached_from, room_of
-from helpers.places import PACKAGE, ROOT
+from helpers.places import PACKAGE, ROOT, TESTS
 
 # Room -> the rooms that it may import. Any of them may import errors.py and files.py, which import nothing of the
 # package, and the version from bam_plugin itself. commands may import everything.
@@ -72,6 +73,15 @@ def test_torch_free_rooms_are_imported_where_there_is_no_torch() -> None:
     block = f"import sys\nsys.modules.update(dict.fromkeys({sorted(HEAVY)}))\n"
     code = block + "".join(f"import {module}\n" for module in modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_no_test_imports_another() -> None:
+    """What two tests share is in tests/helpers, where neither has to be collected for the other."""
+    graph = import_graph(TESTS)
+    assert len(graph) > 60
+    for module, imported in graph.items():
+        shared = [name for name in imported if re.match(r"(tests|conftest)\b|test_", name)]
+        assert not shared, f"{module} imports {shared}"
 
 
 @pytest.mark.parametrize("statement", ["import bam_plugin", "import bam_plugin.cli", "import bam_plugin.packed"])
