@@ -17,6 +17,7 @@ _PUBLIC = {
     "Upscaler": "bam_plugin.upscale.upscaler",
     "binarize": "bam_plugin.nn.mixing.swap",
     "convert": "bam_plugin.conversion.converter",
+    "quantize": "bam_plugin.conversion.quantization",
     "profile": "bam_plugin.conversion.profiling",
 }
 """Public name -> the module that defines it. No room of the house may have one of these names."""

@@ -8,16 +8,14 @@
 seed fixes the start and the patches, which are equal for all variants. Each result is appended to `--results` as it
 comes; what is there already is not trained again.
 
-`--time` trains nothing: it prints the milliseconds of one thread on the packed engine from 320x180 to 1280x720
-(processor time, median of 9 in turns), for the variants that the engine runs. Weights do not change the time.
+`--time` trains nothing and prints each variant's milliseconds on the packed engine, see packed_cpu_time.py. Weights do
+not change the time.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,23 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from small_training import measure, read_pairs, sample, training_step
+from packed_cpu_time import network_milliseconds
+from small_training import Pairs, Results, measure, read_pairs, sample, training_step
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bam_plugin.archs.plainbsr_arch import ARCH_REGISTRY
-from bam_plugin.conversion.lowering import lower_network
-from bam_plugin.engine import kernels
-from bam_plugin.engine.parameters import Weights
-from bam_plugin.engine.program import Program
-from bam_plugin.errors import BamError
 from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import BinaryConv2d, BinaryLayer, RPReLU
 from bam_plugin.nn.weights import WeightBinarizer, mean_magnitude
-from bam_plugin.packed.format import PackedModel
+from bam_plugin.toolbox.networks import build_network
 
 BATCH, PATCH, WARM_UP, RATE, AVERAGE = 8, 32, 100, 1e-3, 0.999
-HEIGHT, WIDTH = 180, 320
 TRAINING_SETS = ("T91", "BSDS400/train", "BSDS400/test", "CC0_photos", "CID22_photos", "CLIC_half")
 
 
@@ -191,7 +183,7 @@ def planes(change: Callable[[nn.Module], None] | None = None, **options: Any) ->
 
 def full_precision(num_feat: int, num_conv: int) -> Variant:
     """BasicSR's SRVGGNetCompact."""
-    return Variant(options={"type": "SRVGGNetCompact", "num_feat": num_feat, "num_conv": num_conv})
+    return Variant(options={"type": "SRVGGNetCompact_basicsr", "num_feat": num_feat, "num_conv": num_conv})
 
 
 VARIANTS: dict[str, Variant] = {
@@ -250,14 +242,13 @@ VARIANTS: dict[str, Variant] = {
 
 def build(variant: Variant) -> nn.Module:
     """The network of a variant, untrained."""
-    options = {"type": "PlainBSR", "upscale": 4, **variant.options}
-    network = ARCH_REGISTRY.get(options.pop("type"))(**options)
+    network = build_network({"type": "PlainBSR", "upscale": 4, **variant.options})
     if variant.change is not None:
         variant.change(network)
     return network.to(memory_format=torch.channels_last)
 
 
-def train(variant: Variant, pairs: list, iterations: int, seed: int) -> nn.Module:
+def train(variant: Variant, pairs: Pairs, iterations: int, seed: int) -> nn.Module:
     """Train one variant; its average."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
@@ -281,35 +272,6 @@ def train(variant: Variant, pairs: list, iterations: int, seed: int) -> nn.Modul
     return average
 
 
-def milliseconds(networks: dict[str, nn.Module], rounds: int = 9) -> dict[str, float]:
-    """Processor time of one thread for each network that the engine runs, medians of calls in turns."""
-    image = np.random.default_rng(0).random((HEIGHT, WIDTH, 3), dtype=np.float32)
-    weights = Weights(isa=next(iter(kernels.compiled_isas().values())))
-    programs: dict[str, Program] = {}
-    for name, network in networks.items():
-        try:
-            graph, tensors, _ = lower_network(network, num_in_ch=3)
-        except BamError:
-            continue
-        model = PackedModel(graph=graph, tensors=tensors)
-        programs[name] = Program(model=model, weights=weights, height=HEIGHT, width=WIDTH)
-        programs[name].run(image, 1)
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            start = time.process_time()
-            program.run(image, 1)
-            times[name].append(1e3 * (time.process_time() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def read_results(path: Path | None) -> list[dict[str, Any]]:
-    """What an earlier run has appended."""
-    if path is None or not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def main() -> None:
     """Train the variants named on the command line (all of them by default), or print their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -322,26 +284,24 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.variants) - set(VARIANTS):
         parser.error(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
-    if not args.data and not args.time:
-        parser.error("--data is needed to train")
     torch.set_num_threads(1)
     names = args.variants or list(VARIANTS)
     if args.time:
-        for name, value in milliseconds({name: build(VARIANTS[name]).eval() for name in names}).items():
+        for name, value in network_milliseconds({name: build(VARIANTS[name]) for name in names}).items():
             print(f"{name}: {value:.1f} ms")
         return
-    pairs = [pair for name in TRAINING_SETS for pair in read_pairs(args.data / name, patch=PATCH)]
-    validation = read_pairs(args.data / "DIV2K_valid_crop256", patch=PATCH)
+    root: Path = args.data or parser.error("--data is needed to train")
+    results = Results(args.results)
+    pairs = [pair for name in TRAINING_SETS for pair in read_pairs(root / name, patch=PATCH)]
+    validation = read_pairs(root / "DIV2K_valid_crop256", patch=PATCH)
     for name in names:
         key = {"variant": name, "seed": args.seed, "iterations": args.iterations}
-        if any(key.items() <= result.items() for result in read_results(args.results)):
+        if results.has(key):
             continue
         start = time.process_time()
         psnr = measure(train(VARIANTS[name], pairs, args.iterations, args.seed), validation)
         print(f"{name}, seed {args.seed}: {psnr:.3f} dB", flush=True)
-        if args.results is not None:
-            with args.results.open("a") as file:
-                file.write(json.dumps({**key, "psnr": psnr, "seconds": round(time.process_time() - start)}) + "\n")
+        results.add(key, psnr=psnr, seconds=round(time.process_time() - start))
 
 
 if __name__ == "__main__":

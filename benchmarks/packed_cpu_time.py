@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bam_plugin.engine.parameters import Weights
 from bam_plugin.engine.program import Program
 from bam_plugin.engine.timing import register_steps
 from bam_plugin.nn import HPBBlock
+from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.toolbox.networks import build_network
 
@@ -40,6 +41,26 @@ def cpu_milliseconds(call: Callable[[], object]) -> float:
     start = time.process_time()
     call()
     return 1e3 * (time.process_time() - start)
+
+
+def network_milliseconds(networks: Mapping[str, nn.Module], rounds: int = 9) -> dict[str, float]:
+    """Processor time of one thread on the packed engine, medians of calls in turns; without what cannot be packed."""
+    image = np.random.default_rng(0).random((HEIGHT, WIDTH, 3), dtype=np.float32)
+    weights = Weights(isa=next(iter(kernels.compiled_isas().values())))
+    programs: dict[str, Program] = {}
+    for name, network in networks.items():
+        try:
+            graph, tensors, _ = lower_network(network, num_in_ch=3)
+        except ConversionError:
+            continue
+        model = PackedModel(graph=graph, tensors=tensors)
+        programs[name] = Program(model=model, weights=weights, height=HEIGHT, width=WIDTH)
+        programs[name].run(image, 1)
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            times[name].append(cpu_milliseconds(lambda program=program: program.run(image, 1)))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure(channels: int, network: nn.Module) -> None:

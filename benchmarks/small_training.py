@@ -5,7 +5,9 @@ Everything is fixed by the generators that the callers seed, so that all variant
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,3 +67,22 @@ def measure(network: torch.nn.Module, pairs: Pairs) -> float:
         values.append(calculate_psnr_y(out[..., ::-1], high[..., ::-1], SCALE))
     network.train()
     return float(np.mean(values))
+
+
+class Results:
+    """The results of a comparison in a file of JSON lines (or in none), so that one that was stopped goes on."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether a line has the values of `key`."""
+        if self.path is None or not self.path.exists():
+            return False
+        return any(key.items() <= json.loads(line).items() for line in self.path.read_text().splitlines())
+
+    def add(self, key: dict[str, Any], **values: float) -> None:
+        """Append a line."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps({**key, **values}) + "\n")

@@ -1,6 +1,6 @@
 """Which reading of BSRN trains, and what each part of bit accumulation gives, for docs/lab/training.md.
 
-    python benchmarks/what_trains.py [VARIANT ...] --data DIR [--seeds 0 1 2] [--results FILE]
+    python benchmarks/what_trains.py [VARIANT ...] --data DIR [--seeds 0 1 2] [--results FILE] [--time]
 
 `--data` is a folder with T91, BSDS400, CC0_photos (trained on) and DIV2K_valid_crop256 (every fourth image is
 measured: Y-PSNR of the 8-bit result, cropped by 4). Every variant: BSRN x4 of 4 HPB blocks of 2 LB blocks with 48
@@ -10,13 +10,13 @@ HPB block: what a variant gains over it is what its binary body does. `float_twi
 
 The variants `bam`, `W1`, `W2`, `A1` and `A2` are the paper's ablation (its Table 4), all with identity paths,
 as the methods of options/train/BSRN/train_BSRN_x4.yml have them.
-Each result is appended to `--results` as it comes; what is there already is not trained again.
+Each result is appended to `--results` as it comes; what is there already is not trained again. `--time` trains nothing
+and prints the variants' milliseconds on the packed engine, see packed_cpu_time.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from small_training import Pairs, measure, read_pairs, sample, training_step
+from packed_cpu_time import network_milliseconds
+from small_training import Pairs, Results, measure, read_pairs, sample, training_step
 from tqdm import tqdm
 
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
@@ -96,14 +97,19 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def build(variant: Variant) -> BSRN:
+    """The network of a variant, untrained."""
+    network = BSRN(**{"num_hpb": 4, "upsampler": "pixelshuffledirect", **variant.options})
+    if variant.change is not None:
+        variant.change(network)
+    return network.to(memory_format=torch.channels_last)
+
+
 def train(variant: Variant, pairs: Pairs, iterations: int, seed: int) -> tuple[torch.nn.Module, float]:
     """Train one variant; the network and the mean loss of the last third."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
-    network = BSRN(**{"num_hpb": 4, "upsampler": "pixelshuffledirect", **variant.options})
-    if variant.change is not None:
-        variant.change(network)
-    network = network.to(memory_format=torch.channels_last)
+    network = build(variant)
     optimizer = torch.optim.Adam(network.parameters(), lr=variant.rate)
     losses = []
     for iteration in tqdm(range(1, iterations + 1), leave=False, mininterval=10):
@@ -115,40 +121,41 @@ def train(variant: Variant, pairs: Pairs, iterations: int, seed: int) -> tuple[t
     return network, float(np.mean(losses[-iterations // 3 :]))
 
 
-def read_results(path: Path | None) -> list[dict[str, Any]]:
-    """What an earlier run has appended."""
-    if path is None or not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def main() -> None:
     """Train the variants named on the command line (all of them by default) and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", type=Path, help="JSON lines, one a result")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--time", action="store_true", help="measure the engine, train nothing")
     args = parser.parse_args()
     unknown = set(args.variants) - set(VARIANTS)
     if unknown:
         parser.error(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
     torch.set_num_threads(args.threads)
-    pairs = [pair for name in TRAINING_SETS for pair in read_pairs(args.data / name)]
-    validation = read_pairs(args.data / "DIV2K_valid_crop256")[::4]
+    if args.time:
+        # What changes a network by hooks or stages does not show in its packed graph.
+        chosen = [name for name in args.variants or VARIANTS if VARIANTS[name].change is None]
+        networks = {name: build(VARIANTS[name]) for name in chosen}
+        for name, value in network_milliseconds(networks).items():
+            print(f"{name}: {value:.1f} ms")
+        return
+    root: Path = args.data or parser.error("--data is needed to train")
+    results = Results(args.results)
+    pairs = [pair for name in TRAINING_SETS for pair in read_pairs(root / name)]
+    validation = read_pairs(root / "DIV2K_valid_crop256")[::4]
     for seed in args.seeds:
         for name in args.variants or VARIANTS:
             key = {"variant": name, "seed": seed, "iterations": args.iterations}
-            if any(key.items() <= result.items() for result in read_results(args.results)):
+            if results.has(key):
                 continue
             network, loss = train(VARIANTS[name], pairs, args.iterations, seed)
             psnr = measure(network, validation)
             print(f"{name}, seed {seed}: L1 {loss:.5f}, {psnr:.3f} dB", flush=True)
-            if args.results is not None:
-                with args.results.open("a") as file:
-                    file.write(json.dumps({**key, "l1": loss, "psnr": psnr}) + "\n")
+            results.add(key, l1=loss, psnr=psnr)
 
 
 if __name__ == "__main__":

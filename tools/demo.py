@@ -150,7 +150,7 @@ def upscale_and_measure(packed: Path) -> list[PhotoResult]:
 
 def draw(results: list[PhotoResult], path: Path) -> None:
     """The comparison picture: for each photo bicubic, the network in PyTorch, packed, and the original."""
-    from bam_plugin.upscale.sheet import ComparedImage, Panel, choose_box, draw_sheet
+    from bam_plugin.pictures.sheet import ComparedImage, Panel, choose_box, draw_sheet
 
     titles = {"bicubic": "Bicubic", "network": "Network (PyTorch)", "packed": "Packed (1 bit)"}
     comparisons = []

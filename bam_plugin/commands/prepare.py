@@ -8,7 +8,6 @@ repeating it.
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -78,62 +77,35 @@ def _configure_training(parser: argparse.ArgumentParser, *, cut: bool) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare; returns the exit code."""
+    from bam_plugin.data import prepare
+
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     if args.workers is not None and args.workers < 1:
         raise BamError(f"--workers must be at least 1, found {args.workers}.")
-    results = _prepare_benchmarks(args) if args.kind == "benchmark" else _prepare_training(args)
+    results: Sequence[PreparedSet | PreparedBenchmark]
+    options: dict[str, Any] = {"scales": args.scales, "workers": args.workers, "progress": not args.quiet}
+    if args.kind == "benchmark":
+        results = prepare.prepare_benchmarks(args.root, args.output or Path("datasets"), **options)
+    else:
+        inputs = args.input if args.kind == "folder" else [args.root]
+        names = {"div2k": "DIV2K", "folder": getattr(args, "name", ""), "classic": ""}
+        output = args.output or Path("datasets") / names[args.kind]
+        options |= {"store": args.store, "min_size": args.min_size, "drop_overlaps": args.drop_overlaps}
+        options["benchmarks"] = _benchmark_folders(args.benchmarks, [output, output.parent, *inputs, Path("datasets")])
+        if args.kind == "classic":
+            results = prepare.prepare_classic(args.root, output, **options)
+        else:
+            options |= {"crop_size": None if args.whole else args.crop_size, "step": args.step}
+            if args.kind == "div2k":
+                results = prepare.prepare_div2k(args.root, output, **options)
+            else:
+                results = prepare.prepare_folders(inputs, output, name=args.name, **options)
     for result in results:
         sys.stdout.write(_describe(result))
         for kind, images in (("too small, skipped", result.left_out.skipped), ("FAILED", result.left_out.failed)):
             for path, reason in images:
                 sys.stderr.write(f"{kind}: {path}: {reason}\n")
     return 1 if any(result.left_out.failed for result in results) else 0
-
-
-def _prepare_training(args: argparse.Namespace) -> Sequence[PreparedSet | PreparedBenchmark]:
-    from bam_plugin.data.images import list_images
-    from bam_plugin.data.prepare import prepare_classic, prepare_div2k, prepare_training_set
-
-    output = args.output or Path("datasets") / {"div2k": "DIV2K", "folder": getattr(args, "name", "")}.get(
-        args.kind, ""
-    )
-    inputs = args.input if args.kind == "folder" else [args.root]
-    options: dict[str, Any] = {
-        "scales": args.scales,
-        "store": args.store,
-        "min_size": args.min_size,
-        "benchmarks": _benchmark_folders(args.benchmarks, [output, output.parent, *inputs, Path("datasets")]),
-        "drop_overlaps": args.drop_overlaps,
-        "workers": args.workers,
-        "progress": not args.quiet,
-    }
-    if args.kind == "classic":
-        return prepare_classic(args.root, output, **options)
-    options |= {"crop_size": None if args.whole else args.crop_size, "step": args.step}
-    if args.kind == "div2k":
-        return prepare_div2k(args.root, output, **options)
-    paths = [path for folder in inputs for path in list_images(folder)]
-    return [prepare_training_set(paths, output, name=args.name, **options)]
-
-
-def _prepare_benchmarks(args: argparse.Namespace) -> Sequence[PreparedBenchmark]:
-    from bam_plugin.data.benchmarks import BENCHMARKS, find_benchmarks, prepare_benchmark
-    from bam_plugin.data.prepare import prepare_parts
-
-    found = find_benchmarks(args.root)
-    if not found:
-        raise BamError(f"expected folders named {', '.join(BENCHMARKS)} in {args.root}, found none of them.")
-    for name in BENCHMARKS:
-        if name not in found:
-            sys.stderr.write(f"{name} is skipped: not found in {args.root}\n")
-    prepare = functools.partial(
-        prepare_benchmark,
-        root=args.output or Path("datasets"),
-        scales=args.scales,
-        workers=args.workers,
-        progress=not args.quiet,
-    )
-    return prepare_parts([functools.partial(prepare, folder, name=name) for name, folder in found.items()])
 
 
 def _describe(result: PreparedSet | PreparedBenchmark) -> str:
@@ -156,10 +128,9 @@ def _benchmark_folders(given: Sequence[Path] | None, usual: Sequence[Path]) -> l
     """The folders to look for benchmarks in: those `given`, else each of the `usual` ones that holds some."""
     if given is not None:
         return list(given)
-    from bam_plugin.data.benchmarks import find_benchmarks
+    from bam_plugin.data.benchmarks import benchmark_places
 
-    unique = {path.resolve(): path for path in usual if path.is_dir()}
-    folders = [path for path in unique.values() if find_benchmarks(path)]
+    folders = benchmark_places(usual)
     if not folders:
         sys.stderr.write(
             "no benchmarks found beside the images: whether a training image is in one is not checked; name their "

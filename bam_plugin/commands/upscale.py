@@ -10,22 +10,22 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from bam_plugin.files import remove_abandoned
 from bam_plugin.packed.precision import FLOAT, PRECISIONS
 from bam_plugin.pictures.formats import lossy_formats, written_formats
 from bam_plugin.pictures.read import MAX_PIXELS
 from bam_plugin.pictures.write import DEFAULT_QUALITY
+from bam_plugin.upscale.batch import DONE, FAILED, PLANNED, SKIPPED, FileResult, UpscaleBatch
 from bam_plugin.upscale.batch_progress import BatchProgress, explain_failure, list_failures
-from bam_plugin.upscale.plan import PlannedPicture, find_inputs, plan_pictures
-from bam_plugin.upscale.upscaler import MAX_SCALE, Upscaler, UpscaleResult, target_size
+from bam_plugin.upscale.tolerant_stream import TolerantStream
+from bam_plugin.upscale.upscaler import MAX_SCALE
 
 _log = logging.getLogger(__name__)
 
@@ -57,47 +57,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Upscale what the arguments name; 0 when every picture has its result, 1 when some failed."""
     started = time.perf_counter()
-    # Before the network is read: a wrong path is the likeliest mistake.
-    sources = find_inputs(args.input, output=args.output, recursive=args.recursive)
-    upscaler = Upscaler(args.model, scale=args.scale, isa=args.isa, threads=args.threads, precision=args.precision)
-    scale = args.scale or upscaler.scale
-    jobs = plan_pictures(
-        sources,
-        output=args.output,
-        scale=scale,
+    out, err = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
+    batch = UpscaleBatch(
+        args.input,
+        args.output,
+        model=args.model,
+        scale=args.scale,
+        tile=args.tile,
         format=args.ext,
+        quality=args.quality,
         suffix=args.suffix,
+        recursive=args.recursive,
+        skip_existing=args.skip_existing,
+        dry_run=args.dry_run,
         max_pixels=round(args.max_megapixels * 1e6),
+        isa=args.isa,
+        threads=args.threads,
+        precision=args.precision,
     )
+    upscaler = batch.upscaler
     if args.verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+        logging.basicConfig(level=logging.INFO, stream=err, format="%(message)s")
         _log.info("%s, x%d, %s, %d threads", upscaler.path, upscaler.scale, upscaler.isa, upscaler.threads)
-    if not args.dry_run:
-        _tidy(jobs, quiet=args.quiet)
-    with _terminated_like_interrupted():
-        records = _Batch(args=args, upscaler=upscaler, scale=scale, jobs=jobs).run()
-    failed = [record for record in records if record["status"] == "failed"]
+    for path in batch.remove_abandoned():
+        if not args.quiet:
+            err.write(f"removed {path}, which a killed run left unfinished\n")
+    records, failures = [], []
+    progress = BatchProgress(
+        files=len(batch.pictures), pixels=batch.pixels, stream=err, quiet=args.quiet or args.dry_run
+    )
+    with _terminated_like_interrupted(), progress:
+        for result in batch.run(progress):
+            record = _record(result)
+            records.append(record)
+            if result.status == FAILED:
+                failures.append(record["error"])
+            elif not (args.json or args.quiet):
+                progress.write(_line(record), out)
     if args.json:
         document = {
             "model": {"path": str(upscaler.path), "sha256": upscaler.model.sha256, "scale": upscaler.scale},
-            "scale": scale,
+            "scale": batch.scale,
             "isa": upscaler.isa,
             "precision": upscaler.precision,
             "threads": upscaler.threads,
             "seconds": round(time.perf_counter() - started, 3),
             "files": records,
         }
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-    list_failures([record["error"] for record in failed], files=len(records), stream=sys.stderr)
-    return 1 if failed else 0
-
-
-def _tidy(jobs: list[PlannedPicture], *, quiet: bool) -> None:
-    """Remove what killed runs have left unfinished in the folders of the results."""
-    for folder in sorted({job.destination.parent for job in jobs if job.destination is not None}):
-        for path in remove_abandoned(folder):
-            if not quiet:
-                sys.stderr.write(f"removed {path}, which a killed run left unfinished\n")
+        out.write(json.dumps(document, indent=2) + "\n")
+    list_failures(failures, files=len(records), stream=err)
+    if out.broken:
+        err.write("standard output was closed: the pictures are done, what was to be printed is lost\n")
+    return 1 if failures or (args.json and out.broken) else 0
 
 
 @contextlib.contextmanager
@@ -113,89 +124,32 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Batch:
-    """Runs the jobs one after the other and keeps the books."""
-
-    def __init__(self, *, args: argparse.Namespace, upscaler: Upscaler, scale: float, jobs: list[PlannedPicture]):
-        self._args, self._upscaler, self._scale, self._jobs = args, upscaler, scale, jobs
-        self._progress = BatchProgress(
-            files=len(jobs),
-            pixels=sum(_pixels(job) for job in jobs),
-            stream=sys.stderr,
-            quiet=args.quiet or args.dry_run,
-        )
-
-    def run(self) -> list[dict]:
-        records = []
-        with self._progress:
-            for job in self._jobs:
-                with self._progress.picture(job.source.name, _pixels(job)):
-                    record = self._one(job)
-                records.append(record)
-                if not (self._args.json or self._args.quiet or record["status"] == "failed"):
-                    self._progress.write(_printable(_line(record)), sys.stdout)
-        return records
-
-    def _one(self, job: PlannedPicture) -> dict:
-        record: dict = {"source": str(job.source), "destination": str(job.destination) if job.destination else None}
-        try:
-            record.update(self._outcome(job))
-        except Exception as error:  # whatever it is, the next picture may be fine
-            _log.info("%s", traceback.format_exc())
-            record.update(status="failed", error=explain_failure(error, job.source), error_class=type(error).__name__)
-        return record
-
-    def _outcome(self, job: PlannedPicture) -> dict:
-        if job.error is not None:
-            raise job.error
-        assert job.destination is not None and job.info is not None  # as in every job without an error
-        if self._args.skip_existing and job.destination.exists():
-            return {"status": "skipped"}
-        if self._args.dry_run:
-            height, width = target_size((job.info.height, job.info.width), self._scale)
-            return {"status": "planned", "source_size": [job.info.width, job.info.height], "size": [width, height]}
-        result = self._upscaler.upscale_file(
-            job.source,
-            job.destination,
-            scale=self._scale,
-            tile=self._args.tile,
-            quality=self._args.quality,
-            max_pixels=round(self._args.max_megapixels * 1e6),
-            progress=self._progress.advance,
-        )
-        return _facts(result)
-
-
-def _facts(result: UpscaleResult) -> dict:
-    return {
-        "status": "done",
-        "source_size": list(result.source_size),
-        "size": list(result.size),
-        "tiles": result.tiles,
-        "seconds": round(result.seconds, 3),
-        "notes": list(result.notes),
+def _record(result: FileResult) -> dict:
+    """What became of a picture, as the JSON document has it."""
+    record: dict = {
+        "source": str(result.source),
+        "destination": str(result.destination) if result.destination else None,
+        "status": result.status,
     }
+    if result.error is not None:
+        record["error"] = explain_failure(result.error, result.source)
+        record["error_class"] = type(result.error).__name__
+    if result.source_size and result.size:
+        record["source_size"], record["size"] = list(result.source_size), list(result.size)
+    if result.status == DONE and result.seconds is not None:
+        record |= {"tiles": result.tiles, "seconds": round(result.seconds, 3), "notes": list(result.notes)}
+    return record
 
 
 def _line(record: dict) -> str:
-    if record["status"] == "skipped":
+    if record["status"] == SKIPPED:
         return f"{record['source']}: {record['destination']} is there, skipped\n"
     sizes = " -> ".join("x".join(map(str, record[key])) for key in ("source_size", "size"))
     line = f"{record['source']} -> {record['destination']}  {sizes}"
-    if record["status"] == "planned":
+    if record["status"] == PLANNED:
         return f"{line}  (not done: dry run)\n"
     notes = "".join(f"    note: {note}\n" for note in record["notes"])
     return f"{line}  {record['seconds']:.1f} s\n{notes}"
-
-
-def _printable(text: str) -> str:
-    """Text that standard output can take: file names may hold what its encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _pixels(job: PlannedPicture) -> int:
-    return job.info.width * job.info.height if job.info else 0
 
 
 def _scale(text: str) -> float:
@@ -228,6 +182,7 @@ def _whole(text: str, least: int, expected: str) -> int:
 
 def _megapixels(text: str) -> float:
     value = float(text)
-    if not value > 0:
+    # Written so that NaN fails too.
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"a positive number is expected, found {text}")
     return value

@@ -50,8 +50,7 @@ def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> It
 def _check_options(binarizer: Any, options: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
     from bam_plugin.nn.options import FILLED_IN
 
-    # A binarizer without options inherits a constructor that takes any keyword, and refuses it later.
-    problems = list(check_call(binarizer, options, key, given=tuple(FILLED_IN), swallowed=True))
+    problems = list(check_call(binarizer, options, key, given=tuple(FILLED_IN)))
     yield from problems
     if problems:
         return

@@ -78,6 +78,12 @@ def find_benchmarks(root: str | os.PathLike) -> dict[str, Path]:
     return found
 
 
+def benchmark_places(places: Iterable[Path]) -> list[Path]:
+    """Those of `places` that are folders with benchmarks, each once."""
+    unique = {path.resolve(): path for path in places if path.is_dir()}
+    return [path for path in unique.values() if find_benchmarks(path)]
+
+
 def find_hr_images(folder: str | os.PathLike) -> dict[str, Path]:
     """Key -> HR file of one benchmark, in any known layout.
 
@@ -138,7 +144,7 @@ def prepare_benchmark(
     result = PreparedBenchmark(name, target, tuple(missing))
 
     def work(path: Path) -> dict[str, list[Entry]]:
-        return _make_folders(_read_benchmark_image(path, name), keys[path], missing)
+        return _make_folders(read_benchmark_image(path, name), keys[path], missing)
 
     paths = list(keys)
     settings = {"format": 1, "scales": missing, "images": fingerprint(paths)}
@@ -165,7 +171,8 @@ def _make_folders(image: np.ndarray, key: str, scales: Iterable[int]) -> dict[st
     return entries
 
 
-def _read_benchmark_image(path: Path, name: str) -> np.ndarray:
+def read_benchmark_image(path: Path, name: str) -> np.ndarray:
+    """An HR image of the benchmark `name`, uint8 BGR (H, W, 3) or grey (H, W); bridge of Set14 is always grey."""
     image = read_image(path, keep_grey=True)
     if name == "Set14" and path.stem == "bridge" and image.ndim == 3 and (image == image[..., :1]).all():
         return np.ascontiguousarray(image[..., 0])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bam_plugin.data.benchmarks import PreparedBenchmark, prepare_benchmark
+from bam_plugin.data.benchmarks import BENCHMARKS, PreparedBenchmark, find_benchmarks, prepare_benchmark
 from bam_plugin.data.dataset_writer import DatasetWriter, fingerprint, refuse_existing
 from bam_plugin.data.images import list_images, read_image, unique_keys
 from bam_plugin.data.overlap import Overlap, find_overlaps
@@ -195,6 +195,34 @@ def prepare_classic(
 
     validation = [prepare_validation] if (root / _CLASSIC_VALIDATION).is_dir() else []
     return prepare_parts([prepare_training, *validation])
+
+
+def prepare_folders(
+    inputs: Sequence[str | os.PathLike], output: str | os.PathLike, *, name: str, **options: Any
+) -> list[PreparedSet]:
+    """Prepare all images of the folders `inputs` as one training set NAME in `output`.
+
+    `options`: those of `prepare_training_set`.
+    """
+    paths = [path for folder in inputs for path in list_images(folder)]
+    return [prepare_training_set(paths, output, name=name, **options)]
+
+
+def prepare_benchmarks(root: str | os.PathLike, output: str | os.PathLike, **options: Any) -> list[PreparedBenchmark]:
+    """Prepare each of the five benchmarks that lies below `root` into `output`; those that do not are named in the log.
+
+    `options`: `scales`, `workers` and `progress` of `prepare_benchmark`. A benchmark that is prepared already is left
+    as it is; when nothing is left to do AlreadyPreparedError is raised. Raises BamError when none is found.
+    """
+    found = find_benchmarks(root)
+    if not found:
+        raise BamError(f"expected folders named {', '.join(BENCHMARKS)} in {root}, found none of them.")
+    for name in BENCHMARKS:
+        if name not in found:
+            _logger.info("%s is skipped: not found in %s", name, root)
+    return prepare_parts(
+        [functools.partial(prepare_benchmark, folder, output, name=name, **options) for name, folder in found.items()]
+    )
 
 
 def prepare_parts(parts: Sequence[Callable[[], Part]]) -> list[Part]:

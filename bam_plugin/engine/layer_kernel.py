@@ -26,7 +26,7 @@ def layer_model(
 ) -> PackedModel:
     """The graph of a layer: sum over activation bases n, weight bases m (m first) of scale[n, m] times a dot product.
 
-    Tensors as in `mixed_format.BinaryLayer`.
+    Tensors as in `mixed_format.PackedLayer`.
     """
     builder = GraphBuilder(num_in_ch=threshold.shape[1])
     filters = [np.ascontiguousarray(base) for base in weight]

@@ -21,7 +21,7 @@ from bam_plugin.nn.binary_conv import BinaryConv2d, binary_convs, note_previous
 from bam_plugin.packed.bits import pack_filters
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.graph import packed_filter_bytes
-from bam_plugin.packed.mixed_format import BinaryLayer
+from bam_plugin.packed.mixed_format import PackedLayer
 
 
 class PackedConv2d(nn.Module):
@@ -35,7 +35,7 @@ class PackedConv2d(nn.Module):
         weight_bases, activation_bases: M and N.
         norm: what an activation binarizer with a magnitude takes it of, see magnitude_norm; else None.
 
-    Buffers: `weight` (uint8, the bits), `scale`, `threshold` and `flip` as in `mixed_format.BinaryLayer`. `weight` has
+    Buffers: `weight` (uint8, the bits), `scale`, `threshold` and `flip` as in `mixed_format.PackedLayer`. `weight` has
     the name of the latent weight in `BinaryConv2d`, which later members of an accumulation group are handed: here they
     ignore it, their accumulated signs are packed.
     """
@@ -43,7 +43,7 @@ class PackedConv2d(nn.Module):
     def __init__(
         self,
         *,
-        layer: BinaryLayer,
+        layer: PackedLayer,
         filters: int,
         weight_bases: int = 1,
         activation_bases: int = 1,
@@ -140,7 +140,7 @@ def magnitude_norm(activation: ActivationBinarizer) -> nn.Module | None:
 def pack_layer(name: str, conv: BinaryConv2d, previous: Sequence[Tensor]) -> PackedConv2d:
     """The packed form of one binary convolution; `previous` are the latents of the earlier ones of its group."""
     activation = conv.binarize_activation
-    layer = BinaryLayer(
+    layer = PackedLayer(
         name=name,
         in_channels=conv.in_channels,
         kernel=conv.kernel_size,

@@ -71,7 +71,7 @@ def packed_conv2d(
     """Binarize x (N, C, H, W) float32 and convolve it with packed filters, stride 1, size kept: (N, O, H, W).
 
     The result is channels_last where x is, contiguous else. The sum over activation bases n and weight bases m (m
-    first) of fl(scale[n, m] * dot product), exact whatever computes it. The other tensors: `mixed_format.BinaryLayer`.
+    first) of fl(scale[n, m] * dot product), exact whatever computes it. The other tensors: `mixed_format.PackedLayer`.
     """
     return simulated_conv2d(x, weight, scale, threshold, flip, kernel, alphabet)
 

@@ -11,8 +11,8 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
 from tqdm import tqdm
 
-from bam_plugin.data.metrics import luma
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.measures import luma
 
 
 def validate(model: Any, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
@@ -49,7 +49,7 @@ def validate(model: Any, dataloader: Any, current_iter: Any, tb_logger: Any, sav
 
 
 def _comparable(result: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
-    """What a metric compares. A single-channel target is a grey image and measured as grey, not as Y: see data.metrics.
+    """What a metric compares. A single-channel target is grey and measured as grey: see pictures.measures.
 
     Both are then (H, W, 1), for BasicSR's metrics and ours alike.
     """

@@ -55,7 +55,7 @@ class ActivationScale(nn.Module):
     """b_n of eq. 10: the factor that weighs one activation A_n (N, C, H, W) in the accumulation.
 
     mode `one`:      b = offset                                  (no parameter; the paper's A1 with offset 1)
-    mode `scalar`:   b = offset + s                              (one trained scalar)
+    mode `scalar`:   b = offset + s                              (one trained scalar; what eq. 10 has beside its map)
     mode `spatial`:  b = offset + s * E(A), a map (N, 1, H, W)   (one trained scalar; eq. 10 with offset 0)
 
     offset None is eq. 10: 0, or 1 with the mode `one`.

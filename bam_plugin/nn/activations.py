@@ -319,7 +319,10 @@ class XNORSign(EstimatedSign, name="xnor"):
 
 
 class FloatActivation(ActivationBinarizer, name="float"):
-    """A^B = A: activations stay full precision, only the weights are binary (Table 5 of the paper); gradient g."""
+    """A^B = A: activations stay full precision, only the weights are binary   (Table 5 of the paper).
+
+    Gradient: g.
+    """
 
     alphabet = None
 

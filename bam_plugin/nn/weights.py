@@ -61,6 +61,9 @@ class WeightBinarizer(nn.Module):
                 raise ValueError(f"there is a weight binarizer {name!r} already: {WEIGHT_BINARIZERS[name]}")
             WEIGHT_BINARIZERS[name] = cls
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
         """[(signs (O, I, kh, kw), scale (O,)), ...], without gradient."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import Node
-from bam_plugin.packed.mixed_format import BinaryLayer, MixedModel
+from bam_plugin.packed.mixed_format import MixedModel, PackedLayer
 from bam_plugin.packed.precision import FLOAT, Offer, read_offers
 
 _KINDS = {"conv2d": "float conv", "binary_conv2d": "binary conv"}
@@ -76,7 +76,7 @@ def _mixed_facts(model: MixedModel) -> dict[str, object]:
     }
 
 
-def _mixed_layer(model: MixedModel, layer: BinaryLayer) -> dict[str, object]:
+def _mixed_layer(model: MixedModel, layer: PackedLayer) -> dict[str, object]:
     bases, filters, _ = model.tensors[layer.tensor("weight")].shape
     return {
         "name": layer.name,

@@ -31,7 +31,7 @@ _LAYER_FIELDS = ("name", "in_channels", "kernel", "stride", "padding", "alphabet
 
 
 @dataclass(frozen=True)
-class BinaryLayer:
+class PackedLayer:
     """One packed binary convolution of a mixed network: its path in the network and its geometry.
 
     `alphabet` is what the bits of its operand stand for, see `graph.ALPHABETS`; None where only the weights are binary.
@@ -65,7 +65,7 @@ class MixedModel:
 
     kind: ClassVar[str] = KIND
     """Which engine runs it, see `bam_plugin.engine.opening`."""
-    layers: tuple[BinaryLayer, ...]
+    layers: tuple[PackedLayer, ...]
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, object]
     scale: int
@@ -148,7 +148,7 @@ def unpack_mixed(document: dict, tensors: Mapping[str, np.ndarray]) -> MixedMode
     for index, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(_LAYER_FIELDS):
             raise InvalidLayerError(f"layer {index} must be a list: {', '.join(_LAYER_FIELDS)}")
-        layers.append(BinaryLayer(*row))
+        layers.append(PackedLayer(*row))
     return MixedModel(
         layers=tuple(layers),
         tensors=tensors,
@@ -189,7 +189,7 @@ def _check_network(metadata: Mapping[str, object]) -> None:
         raise NotPackedError("a mixed network needs info.network_g, the options of its network with a type")
 
 
-def _check_layer(layer: BinaryLayer, tensors: Mapping[str, np.ndarray]) -> None:
+def _check_layer(layer: PackedLayer, tensors: Mapping[str, np.ndarray]) -> None:
     name, kernel = layer.name, layer.kernel
     if not isinstance(name, str) or not name:
         raise InvalidLayerError(f"a binary layer needs a name, found {name!r}")

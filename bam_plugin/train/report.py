@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bam_plugin.data.evaluation import SetResult
 from bam_plugin.errors import BamError
 from bam_plugin.files import atomic_path
 
-# What the metrics `calculate_psnr_y` and `calculate_ssim_y` measure (bam_plugin/data/metrics.py).
+# What the metrics `calculate_psnr_y` and `calculate_ssim_y` measure (bam_plugin/pictures/measures.py).
 CONVENTIONS = (
     "Y of YCbCr (BT.601 as MATLAB's rgb2ycbcr), rounded to 8 bits, of the 8-bit result",
     "as many pixels as the scale cropped from each border",
@@ -32,16 +33,6 @@ MISPRINTS = {("VDSR_ABC", 4, "set14", "psnr")}
 
 _PAPER_SETS = ("set5", "set14", "b100", "urban100")
 _ALIASES = {"bsd100": "b100", "bsds100": "b100"}
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """What was measured on one set: mean PSNR in dB, mean SSIM in [-1, 1], number of images."""
-
-    dataset: str
-    psnr: float
-    ssim: float
-    images: int
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bam_plugin.data.evaluation import SetResult
 from bam_plugin.errors import BamError
 from bam_plugin.toolbox import compat
-from bam_plugin.train.report import CONVENTIONS, SetResult, paper_methods, write_report
+from bam_plugin.train.report import CONVENTIONS, paper_methods, write_report
 from bam_plugin.train.training import pipeline_process
 
 

@@ -15,6 +15,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from bam_plugin.errors import BamError
+from bam_plugin.upscale.tolerant_stream import TolerantStream
 
 _BAR = (
     "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{n:.{0}f}}/{{total:.{0}f}} MP "
@@ -36,17 +37,16 @@ def explain_failure(error: Exception, source: Path) -> str:
     return f"{source}: {type(error).__name__}: {error}"
 
 
-def list_failures(failures: Sequence[str], *, files: int, stream: TextIO) -> None:
+def list_failures(failures: Sequence[str], *, files: int, stream: TextIO | TolerantStream) -> None:
     """The end of a batch of `files` pictures: the lines of those that failed, if any did."""
     if failures:
-        stream.write(f"{len(failures)} of {files} failed:\n")
-        stream.writelines(f"  {failure}\n" for failure in failures)
+        stream.write(f"{len(failures)} of {files} failed:\n" + "".join(f"  {failure}\n" for failure in failures))
 
 
 class BatchProgress:
     """Counts pixels over `files` pictures of `pixels` pixels in all. Use it in a `with` block."""
 
-    def __init__(self, *, files: int, pixels: int, stream: TextIO, quiet: bool = False):
+    def __init__(self, *, files: int, pixels: int, stream: TextIO | TolerantStream, quiet: bool = False):
         self._files, self._total, self._stream, self._quiet = files, pixels, stream, quiet
         self._decimals = _decimals(pixels)
         self._done = 0
@@ -94,10 +94,11 @@ class BatchProgress:
         self._done += pixels
         self._bar.update(pixels / 1e6)
 
-    def write(self, text: str, stream: TextIO) -> None:
+    def write(self, text: str, stream: TextIO | TolerantStream) -> None:
         """Write a line to another stream without breaking the moving one."""
-        with self._bar.external_write_mode(file=stream):
-            stream.write(text)
+        self._bar.clear()
+        stream.write(text)
+        self._bar.refresh()
 
     def _line(self) -> str:
         seconds = time.perf_counter() - self._started

@@ -13,9 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bam_plugin.errors import BamError
+from bam_plugin.files import atomic_path
+from bam_plugin.pictures.bgr import encode_png
 from bam_plugin.pictures.imresize import imresize
 from bam_plugin.pictures.read import MAX_PIXELS, read_picture
-from bam_plugin.upscale.sheet import ComparedImage, Panel, choose_box, draw_sheet
+from bam_plugin.pictures.sheet import ComparedImage, Panel, choose_box, draw_sheet
+from bam_plugin.upscale.plan import find_inputs
 from bam_plugin.upscale.slider_page import Slider, slider_page
 from bam_plugin.upscale.upscaler import Upscaler, from_unit, target_size, to_unit
 
@@ -28,6 +32,45 @@ class BeforeAfter:
     source_size: tuple[int, int]
     bicubic: np.ndarray
     network: np.ndarray
+
+
+def compare_files(
+    inputs: Sequence[str | os.PathLike] | str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    model: Upscaler | str | os.PathLike | None = None,
+    scale: float | None = None,
+    box_size: int = 64,
+) -> tuple[list[BeforeAfter], dict[Path, Exception]]:
+    """Enlarge files, folders and patterns both ways and write `output`: a sheet (.png) or a page (.html).
+
+    `model` and `scale` are as for `UpscaleBatch`; `box_size` is the side of the boxes that a sheet enlarges. Returns
+    the pictures, and the error of each file that could not be read; nothing is written when none could. Raises
+    `BamError` for what keeps all of them from being started.
+    """
+    output = Path(output)
+    page = output.suffix.lower() == ".html"
+    if output.is_dir() or not (page or output.suffix.lower() == ".png"):
+        raise BamError(f"expected an output ending in .png or .html, found {output}.")
+    names = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    found = find_inputs([os.fspath(name) for name in names], output=output)
+    if any(os.path.realpath(source.path) == os.path.realpath(output) for source in found):
+        raise BamError(f"{output} is an input; name another --output.")
+    upscaler = model if isinstance(model, Upscaler) else Upscaler(model, scale=scale)
+    pictures, errors = [], {}
+    for source in found:
+        try:
+            pictures.append(enlarge_both(source.path, upscaler, scale=scale))
+        except Exception as error:  # whatever it is, the next picture may be fine
+            errors[source.path] = error
+    if pictures:
+        with atomic_path(output) as path:
+            if page:
+                path.write_text(before_after_page(pictures), encoding="utf-8")
+            else:
+                sheet = before_after_sheet(pictures, box_size=box_size)
+                path.write_bytes(encode_png(sheet[:, :, ::-1], level=6))
+    return pictures, errors
 
 
 def enlarge_both(

@@ -44,6 +44,11 @@ class PlannedPicture:
     info: PictureInfo | None = None
     error: BamError | None = None
 
+    @property
+    def pixels(self) -> int:
+        """Input pixels by the header; 0 where it cannot be read."""
+        return self.info.width * self.info.height if self.info else 0
+
 
 def find_inputs(inputs: Sequence[str], *, output: Path, recursive: bool = False) -> list[InputFile]:
     """List the files that `inputs` (files, folders, glob patterns) name, sorted, each once.

@@ -18,6 +18,7 @@ from helpers.upscale_models import write_tiny
 from PIL import Image
 
 from bam_plugin.cli import main
+from bam_plugin.upscale import Upscaler, upscale_files
 from bam_plugin.upscale.batch_progress import BatchProgress
 
 
@@ -208,7 +209,20 @@ def test_usage_that_cannot_work_is_code_2_and_says_why(album, model, capsys, arg
 
 @pytest.mark.parametrize(
     "arguments",
-    ["-s 0", "-s 17", "-s x", "-t -1", "-t x", "-j 0", "--quality 101", "--max-megapixels 0", "--ext gif", "-q -v"],
+    [
+        "--max-megapixels inf",
+        "--max-megapixels nan",
+        "-s 0",
+        "-s 17",
+        "-s x",
+        "-t -1",
+        "-t x",
+        "-j 0",
+        "--quality 101",
+        "--max-megapixels 0",
+        "--ext gif",
+        "-q -v",
+    ],
 )
 def test_wrong_values_are_code_2(album, model, arguments):
     with pytest.raises(SystemExit) as exit:
@@ -259,6 +273,64 @@ def test_names_that_are_no_text_are_no_obstacle(tmp_path, model, options):
 def test_quiet_prints_only_failures(album, tmp_path, model, capsys):
     assert main(["upscale", "-i", str(album / "a.png"), "-o", str(tmp_path / "out"), "-m", model, "-q"]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def _run_with_output(arguments: list, stdout, **options) -> tuple[int, str]:
+    """Exit code and standard error of the command with this standard output."""
+    done = subprocess.run(
+        _command(*arguments),
+        env=_environment(),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        **options,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("kind", ["broken pipe", "closed", "full"])
+def test_the_work_is_done_though_nobody_reads_its_lines(album, tmp_path, model, kind, options):
+    arguments = ["-i", album / "a.png", album / "b.JPG", "-o", tmp_path / "out", "-m", model, *options]
+    if kind == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("needs /dev/full")
+        with Path("/dev/full").open("w") as stdout:
+            code, shown = _run_with_output(arguments, stdout)
+    elif kind == "closed":
+        code, shown = _run_with_output(arguments, None, preexec_fn=lambda: os.close(1))
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        code, shown = _run_with_output(arguments, writer)
+        os.close(writer)
+    assert _files(tmp_path / "out") == ["a.png", "b.jpg"]
+    assert code == (1 if options else 0)
+    assert "what was to be printed is lost" in shown and "Traceback" not in shown and "Exception" not in shown
+
+
+def test_the_work_is_done_though_nobody_reads_its_progress(album, tmp_path, model):
+    command = _command("-i", album / "a.png", album / "cut.png", "-o", tmp_path / "out", "-m", model)
+    done = subprocess.run(
+        command, env=_environment(), stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2), text=True, check=False
+    )
+    assert done.returncode == 1 and "12x9 -> 48x36" in done.stdout and _files(tmp_path / "out") == ["a.png"]
+
+
+def test_the_function_does_what_the_command_does(album, tmp_path, model):
+    assert main(["upscale", "-i", str(album), "-o", str(tmp_path / "command"), "-m", model, "--recursive", "-q"]) == 1
+    results = upscale_files(album, tmp_path / "function", model=model, recursive=True)
+    assert _files(tmp_path / "function") == _files(tmp_path / "command")
+    for name in _files(tmp_path / "command"):
+        assert (tmp_path / "function" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+    failed = {result.source.name: type(result.error).__name__ for result in results if result.status == "failed"}
+    assert failed == {"cut.png": "DamagedPictureError", "text.png": "UnknownPictureError"}
+    upscaler = Upscaler(model)
+    (again,) = upscale_files([album / "a.png"], tmp_path / "function", model=upscaler, skip_existing=True)
+    assert again.status == "skipped"
+    (planned,) = upscale_files(str(album / "a.png"), tmp_path / "x.png", model=upscaler, scale=2, dry_run=True)
+    assert (planned.status, planned.source_size, planned.size) == ("planned", (12, 9), (24, 18))
 
 
 class Terminal(io.StringIO):

@@ -32,6 +32,7 @@ WORKING = {
     "compare": "compare in/a.png -m small_x2.bam.safetensors -o sheet.png",
     "options": "options",
     "options --expand": f"options --expand {ROOT / OPTIONS}",
+    "quantize": "quantize small_x2.bam.safetensors --calibrate in --benchmarks Set5 --dry-run",
     "prepare": "prepare folder --input in --name a --output made --store folder --crop-size 48 --step 24 --quiet",
 }
 MISSING = {
@@ -42,7 +43,6 @@ MISSING = {
     "run": f"run {ROOT / 'tools/convert_binary.py'}",
     "optimizers": "optimizers",
     "convert": f"convert -i net.pth -opt {ROOT / OPTIONS} -o out.bam.safetensors",
-    "quantize": "quantize small_x2.bam.safetensors --calibrate in --benchmarks Set5",
     "prepare as LMDB": "prepare folder --input in --name a --output made_lmdb --quiet",
 }
 

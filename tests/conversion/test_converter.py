@@ -263,11 +263,12 @@ def test_readings_of_bsrn(options):
     [
         {"num_planes": 2},
         {"accumulate_weights": True, "accumulate_activations": True},
+        {"depthwise": False},
         {"binarizer": "bbcu", "head_kernel": 3, "tail_kernel": 3, "upscale": 2},
     ],
 )
 def test_plainbsr(options):
-    section = {"type": "PlainBSR", "num_feat": 16, "num_group": 2, "num_convs": 2, "stem_feat": 8, "depthwise": False}
+    section = {"type": "PlainBSR", "num_feat": 16, "num_group": 2, "num_convs": 2, "stem_feat": 8}
     network = enliven(build_network({**section, **options}))
     conversion = convert_network(network, num_in_ch=3)
     agrees(network, conversion)

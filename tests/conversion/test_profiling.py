@@ -157,7 +157,7 @@ def test_packed_bytes_of_a_binary_convolution_are_those_in_the_file(options: dic
 
 
 def test_packed_bytes_of_a_network_are_those_in_the_file_but_for_scalars() -> None:
-    """Filters, convolutions, normalizations and slopes; a factor beta is a tensor in the file or a number in its graph."""
+    """Filters, convolutions, normalizations, slopes. A factor beta is a tensor in the file or a number in its graph."""
     network = SRResNet(num_feat=16, num_block=2, binarizer="bam", activation_binarizer="float").eval()
     tensors = convert_network(network, verify=False).model.tensors
     counted = profile(network, output_size=(64, 64)).total("packed_bytes")

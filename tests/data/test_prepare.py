@@ -314,7 +314,7 @@ def test_preparing_imports_no_torch() -> None:
         "data.prepare",
         "data.benchmarks",
         "data.overlap",
-        "upscale.sheet",
+        "pictures.sheet",
         "train.report",
         "commands.prepare",
     )

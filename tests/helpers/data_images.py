@@ -43,3 +43,9 @@ def textured_picture(generator: np.random.Generator, size: int) -> np.ndarray:
             image[..., channel] += np.sin(2 * np.pi * (fy * y + fx * x) + phase) / 3
     image += np.where(x * generator.uniform(-1, 1) + y > generator.uniform(0.2, 0.8), 0.5, -0.5)[..., None]
     return np.clip(128 + 80 * image, 0, 255).round().astype(np.uint8)
+
+
+def contains(sheet: np.ndarray, part: np.ndarray) -> bool:
+    """Whether the image `part` lies in the image `sheet`, pixel by pixel."""
+    _, _, (left, top), _ = cv2.minMaxLoc(cv2.matchTemplate(sheet, part, cv2.TM_SQDIFF))
+    return bool((sheet[top : top + part.shape[0], left : left + part.shape[1]] == part).all())

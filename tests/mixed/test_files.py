@@ -36,7 +36,7 @@ from bam_plugin.mixed.mixed_network import load_network
 from bam_plugin.packed import EngineError, errors, read_model, read_packed
 from bam_plugin.packed.container import METADATA_KEY, digest, unpack_container
 from bam_plugin.packed.format import pack_model, unpack_any, write_packed
-from bam_plugin.packed.mixed_format import BinaryLayer
+from bam_plugin.packed.mixed_format import PackedLayer
 from bam_plugin.upscale import Upscaler
 
 
@@ -336,6 +336,6 @@ def test_broken_files_raise_only_named_errors():
 def test_a_layer_of_a_file_is_what_it_says():
     model = mixed_model("RCAN")
     first = model.layers[0]
-    assert first == BinaryLayer(LAYER, 8, 3, 1, 1, "-1,+1") and first.roles[2] == "threshold"
+    assert first == PackedLayer(LAYER, 8, 3, 1, 1, "-1,+1") and first.roles[2] == "threshold"
     assert model.own >= {first.tensor(role) for role in first.roles} and NORM not in model.own
     assert dataclasses.replace(model, metadata={**model.metadata, "a": 1}).sha256 != model.sha256

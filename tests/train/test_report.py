@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bam_plugin.data.evaluation import SetResult
 from bam_plugin.errors import BamError
-from bam_plugin.train.report import CONVENTIONS, SetResult, paper_methods, paper_value, write_report
+from bam_plugin.train.report import CONVENTIONS, paper_methods, paper_value, write_report
 
 RESULTS = [
     SetResult("Set5", 31.40, 0.8811, 5),

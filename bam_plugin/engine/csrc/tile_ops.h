@@ -1,4 +1,5 @@
-/* The operations on a tile, once for all instruction sets: tile.h says what the file that includes this one has defined. */
+/* The operations on a tile, once for all instruction sets: tile.h says what the file that includes this one has defined.
+ * examples/lb_block.c shows in plain loops what they add up to. */
 #include "tile_binary.h"
 #include "tile_conv.h"
 #include "tile_int.h"

@@ -1,59 +1,19 @@
-"""Comparison sheets: the right pixels in the right place, the box where methods differ, `bam compare` as a whole."""
+"""Sheets of methods: measured values, the right result for each image, `bam compare --hr` as a whole."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from helpers.data_images import picture, write
+from helpers.data_images import contains, picture, write
 
 from bam_plugin import data
 from bam_plugin.cli import main
+from bam_plugin.data.measured_sheet import find_result
 from bam_plugin.errors import BamError
 from bam_plugin.pictures.imresize import imresize
-from bam_plugin.upscale.sheet import ComparedImage, Panel, SheetError, choose_box, draw_compared, draw_sheet
-
-
-def contains(sheet: np.ndarray, part: np.ndarray) -> bool:
-    _, _, (left, top), _ = cv2.minMaxLoc(cv2.matchTemplate(sheet, part, cv2.TM_SQDIFF))
-    return bool((sheet[top : top + part.shape[0], left : left + part.shape[1]] == part).all())
-
-
-@pytest.mark.parametrize("results", [1, 2, 3, 6])
-def test_every_box_is_enlarged_pixel_by_pixel(results: int) -> None:
-    target = picture(0, 90, 120)
-    panels = [Panel("HR", target)]
-    panels += [Panel(f"M{n}", picture(n + 1, 90, 120), 20.0 + n, 0.5 + n / 10) for n in range(results)]
-    sheet = draw_compared(ComparedImage("name", panels, (10, 20, 30, 40)), panel=160)
-    for panel in panels:
-        enlarged = panel.image[10:40, 20:60].repeat(4, axis=0).repeat(4, axis=1)
-        # The frame covers the outermost pixels.
-        assert contains(sheet, enlarged[2:-2, 2:-2])
-    red = (sheet == (20, 20, 190)).all(axis=2).any()
-    assert red == (results > 1), "the best values are red when there is something to compare"
-
-
-def test_box_lies_where_the_results_differ() -> None:
-    target = picture(0, 90, 120)
-    good, bad = target.copy(), target.copy()
-    for image in (good, bad):
-        image[5:25, 5:25] = 255 - image[5:25, 5:25]
-    bad[50:70, 80:100] = 255 - bad[50:70, 80:100]
-    assert choose_box(target, [good, bad], 20) == (50, 80, 20, 20)
-    assert choose_box(target, [good], 20) == (5, 5, 20, 20)
-    assert choose_box(target, [good], 500) == (0, 0, 90, 120)
-
-
-def test_what_cannot_be_drawn_is_named() -> None:
-    target = picture(0, 40, 40)
-    with pytest.raises(SheetError, match="not inside"):
-        draw_compared(ComparedImage("a", [Panel("HR", target)], (30, 0, 20, 20)))
-    with pytest.raises(SheetError, match="result of X"):
-        draw_compared(ComparedImage("a", [Panel("HR", target), Panel("X", target[1:], 1.0, 1.0)], (0, 0, 20, 20)))
-    with pytest.raises(SheetError, match="at least one"):
-        draw_sheet([])
+from bam_plugin.pictures.sheet import choose_box
 
 
 def test_compare_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +51,7 @@ def test_compare_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--images", "three"], "no HR image three"),
         (["--method", "X=nowhere"], "no folder at nowhere"),
         (["--box", "one=0,0,500,500"], "not inside"),
-        (["--scale", "1"], "--scale >= 2"),
+        (["--scale", "1"], "scale of at least 2"),
     ],
 )
 def test_compare_names_mistakes(
@@ -105,16 +65,14 @@ def test_compare_names_mistakes(
 
 
 def test_ambiguous_and_missing_results_are_errors(tmp_path: Path) -> None:
-    from bam_plugin.commands.compare import read_result
-
     target = picture(0, 48, 48)
     for name in ("one_a", "one_b", "two"):
         write(tmp_path / f"{name}.png", target)
     with pytest.raises(BamError, match=r"found one_a\.png, one_b\.png"):
-        read_result(tmp_path, "one", target, others=())
-    assert (read_result(tmp_path, "one", target, others=("one_b",)) == target).all()
+        find_result(tmp_path, "one", target, others=())
+    assert (find_result(tmp_path, "one", target, others=("one_b",)) == target).all()
     with pytest.raises(BamError, match="found none"):
-        read_result(tmp_path, "three", target, others=())
+        find_result(tmp_path, "three", target, others=())
     write(tmp_path / "two.png", target[:40])
     with pytest.raises(BamError, match="40x48"):
-        read_result(tmp_path, "two", target, others=())
+        find_result(tmp_path, "two", target, others=())
