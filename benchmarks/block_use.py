@@ -18,6 +18,7 @@ import torch
 from small_training import Pairs, measure, read_pairs
 
 from bam_plugin.archs.bsrn_arch import BSRN
+from bam_plugin.data.image_sets import find_image_sets
 from bam_plugin.models.training_stages import STAGES, StagedTraining
 from bam_plugin.nn import BinaryConv2d, LBBlock
 from bam_plugin.toolbox.networks import build_network, load_weights, read_checkpoint
@@ -39,10 +40,11 @@ def change_without(network: BSRN, convs: Sequence[BinaryConv2d], pairs: Pairs, w
 
 def main() -> None:
     """Print two lines of changes, in the order of the blocks."""
+    sets = find_image_sets()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--stage", choices=STAGES)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=sets, required=sets is None, help="folder of the image sets")
     parser.add_argument("--every", type=int, default=4)
     args = parser.parse_args()
     checkpoint = read_checkpoint(args.checkpoint)

@@ -30,6 +30,7 @@ from small_training import Pairs, Results, measure, read_pairs, sample, training
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bam_plugin.data.image_sets import find_image_sets
 from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import BinaryConv2d, BinaryLayer, RPReLU
 from bam_plugin.nn.weights import WeightBinarizer, mean_magnitude
@@ -276,7 +277,7 @@ def main() -> None:
     """Train the variants named on the command line (all of them by default), or print their times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, default=find_image_sets(), help="folder of the image sets")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="JSON lines, one a result")

@@ -20,6 +20,7 @@ import torch
 from small_training import SCALE, measure, read_pairs, sample, training_step
 
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
+from bam_plugin.data.image_sets import find_image_sets
 
 BATCH = 4
 NETWORKS = ("VDSR", "SRResNet", "BSRN")
@@ -94,7 +95,7 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "plot"))
-    parser.add_argument("--data", type=Path, help="folder with T91 and Set5")
+    parser.add_argument("--data", type=Path, default=find_image_sets(), help="folder with T91 and Set5")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--png", type=Path, default=Path("docs/lab/training_curves.png"))
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)

@@ -30,6 +30,7 @@ from small_training import Pairs, Results, measure, read_pairs, sample, training
 from tqdm import tqdm
 
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
+from bam_plugin.data.image_sets import find_image_sets
 from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import BinaryConv2d, RPReLU, set_progress
 
@@ -125,7 +126,7 @@ def main() -> None:
     """Train the variants named on the command line (all of them by default) and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, default=find_image_sets(), help="folder of the image sets")
     parser.add_argument("--iterations", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", type=Path, help="JSON lines, one a result")

@@ -45,10 +45,12 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with Set5, Set14, ...: BAM_DATA_ROOT or beside the checkout; skips the test where there is none."""
-    root = Path(os.environ.get("BAM_DATA_ROOT", Path(__file__).parents[1] / "../shared/data")).resolve()
-    if not (root / "Set5").is_dir():
-        pytest.skip(f"needs the image sets (Set5, ...) in {root}; set BAM_DATA_ROOT")
+    """Folder with Set5, Set14, ... (`bam_plugin.data.image_sets`); skips the test where there is none."""
+    from bam_plugin.data.image_sets import VARIABLE, find_image_sets
+
+    root = find_image_sets()
+    if root is None:
+        pytest.skip(f"needs the image sets (Set5, ...): set {VARIABLE} or put them into datasets/")
     return root
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from helpers.places import ROOT
 
 from bam_plugin import cli
+from bam_plugin.data.evaluation import evaluate
 from bam_plugin.data.images import read_image
 from bam_plugin.data.pairs import downscale
 from bam_plugin.packed.format import read_packed
@@ -37,6 +41,15 @@ def test_each_network_says_what_it_is(file, capsys):
     assert cli.main(["inspect", f"{file.network}_x{file.scale}"]) == 0
     assert "(verified)" in capsys.readouterr().out
     assert file.path.stat().st_size < 4e6
+
+
+@pytest.mark.parametrize("file", MODELS, ids=IDS)
+def test_the_guide_states_what_each_network_gives_at_other_scales(file, data_root):
+    guide = (ROOT / "docs/upscale.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"\| `{file.network}_x{file.scale}` \| Set5 \| (\S+) \| (\S+) \|", guide)
+    for scale, stated in zip((2, 3), row, strict=True):
+        result = evaluate(read_packed(file.path), data_root / "Set5", scale=scale, threads=1)
+        assert result.psnr == pytest.approx(float(stated), abs=0.0051)
 
 
 @pytest.mark.parametrize("file", MODELS, ids=IDS)

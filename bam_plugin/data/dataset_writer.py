@@ -55,6 +55,7 @@ class DatasetWriter:
 
     outputs: name of a collection -> where it shall lie in the end (`*.lmdb` becomes an LMDB, else a folder).
     settings: whatever decides the content; a work folder left by a run with other settings is refused, not mixed.
+    lists: name of a folder -> where the list of its images shall lie, for BasicSR's `meta_info_file`.
     map_bytes: name -> an upper bound of the bytes of all PNGs of an LMDB, entries: name -> their number.
     """
 
@@ -64,10 +65,11 @@ class DatasetWriter:
         work: Path,
         outputs: dict[str, Path],
         settings: dict,
+        lists: dict[str, Path] | None = None,
         map_bytes: dict[str, int] | None = None,
         entries: int = 0,
     ) -> None:
-        self.work, self.outputs = work, outputs
+        self.work, self.outputs, self.lists = work, outputs, lists or {}
         self._moving = work / "complete"
         if not self._moving.exists():
             refuse_existing(outputs.values())
@@ -113,10 +115,16 @@ class DatasetWriter:
         if not self._moving.exists():
             for name, store in self._stores.items():
                 store.finish(self.shapes[name])
+            for name, place in self.lists.items():
+                lines = [f"{key}.png ({h},{w},{c})\n" for key, (h, w, c) in sorted(self.shapes[name].items())]
+                (self.work / place.name).write_text("".join(lines))
             self._journal.close()
             self._moving.touch()
+        # Lists first: where a collection is, its list is, too.
+        moves = {self.work / place.name: place for place in self.lists.values()}
         for name, output in self.outputs.items():
-            written = self.work / (output.name if output.suffix == ".lmdb" else name)
+            moves[self.work / (output.name if output.suffix == ".lmdb" else name)] = output
+        for written, output in moves.items():
             if written.exists():
                 output.parent.mkdir(parents=True, exist_ok=True)
                 written.replace(output)

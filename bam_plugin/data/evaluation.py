@@ -14,19 +14,11 @@ import numpy as np
 
 from bam_plugin.data.benchmarks import find_hr_images, read_benchmark_image
 from bam_plugin.data.pairs import TooSmallError, downscale
-from bam_plugin.errors import BamError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.pictures.imresize import mod_crop
 from bam_plugin.pictures.measures import psnr_y, ssim_y
 from bam_plugin.upscale.upscaler import Upscaler
-
-ROOT_VARIABLE = "BAM_DATA_ROOT"
-"""Environment variable with a folder that holds benchmarks by name."""
-
-
-class UnknownSetError(BamError):
-    """A benchmark is named that is nowhere."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +39,6 @@ class SetResult:
     images: int
 
 
-def find_set(name: str | os.PathLike) -> Path:
-    """The folder of a benchmark: `name` itself, or that name below BAM_DATA_ROOT or `datasets`.
-
-    Raises UnknownSetError.
-    """
-    roots = [Path(), *(Path(root) for root in [os.environ.get(ROOT_VARIABLE)] if root), Path("datasets")]
-    for root in roots:
-        if (root / name).is_dir():
-            return root / name
-    places = ", ".join(str(root.resolve()) for root in roots)
-    raise UnknownSetError(
-        f"there is no set {name} (looked in {places}); name a folder of original images, or set {ROOT_VARIABLE}"
-    )
-
-
 def read_benchmark(folder: str | os.PathLike, scale: int) -> Benchmark:
     """Read a benchmark in any layout (see `find_hr_images`), and make its small images.
 
@@ -79,11 +56,13 @@ def read_benchmark(folder: str | os.PathLike, scale: int) -> Benchmark:
     return Benchmark(name, pairs)
 
 
-def enlarged(model: PackedModel | MixedModel, benchmark: Benchmark, **choices: object) -> Iterator[tuple]:
+def enlarged(
+    model: PackedModel | MixedModel, benchmark: Benchmark, *, scale: int | None = None, **choices: object
+) -> Iterator[tuple]:
     """(result, original) of each pair, both BGR or grey; `choices` are those of Upscaler."""
     upscaler = Upscaler(model, **choices)  # type: ignore[arg-type]
     for small, original in benchmark.pairs:
-        large = upscaler.upscale(small)
+        large = upscaler.upscale(small, scale=scale)
         yield (large[:, :, ::-1] if large.ndim == 3 else large), original
 
 
@@ -94,11 +73,20 @@ def mean_psnr(model: PackedModel | MixedModel, benchmark: Benchmark, *, threads:
 
 
 def evaluate(
-    model: PackedModel | MixedModel, folder: str | os.PathLike, *, threads: int | None = None, precision: str = "fp32"
+    model: PackedModel | MixedModel,
+    folder: str | os.PathLike,
+    *,
+    scale: int | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
 ) -> SetResult:
-    """Mean PSNR and SSIM of a packed network on the benchmark in `folder`, on Y (see `pictures.measures`)."""
-    benchmark = read_benchmark(folder, model.scale)
-    pairs = list(enlarged(model, benchmark, threads=threads, precision=precision))
-    psnr = [psnr_y(result, original, model.scale) for result, original in pairs]
-    ssim = [ssim_y(result, original, model.scale) for result, original in pairs]
+    """Mean PSNR and SSIM of a packed network on the benchmark in `folder`, on Y (see `pictures.measures`).
+
+    `scale` is the network's own by default; for another one its results are resized, as `bam upscale -s` does.
+    """
+    scale = scale or model.scale
+    benchmark = read_benchmark(folder, scale)
+    pairs = list(enlarged(model, benchmark, scale=scale, threads=threads, precision=precision))
+    psnr = [psnr_y(result, original, scale) for result, original in pairs]
+    ssim = [ssim_y(result, original, scale) for result, original in pairs]
     return SetResult(benchmark.name, float(np.mean(psnr)), float(np.mean(ssim)), len(pairs))

@@ -1,7 +1,7 @@
 """A sheet as papers print it: images of a set, each with the results of several methods, their PSNR and SSIM.
 
 Methods are folders of result images that are named like the HR images, with or without a suffix (`comic.png`,
-`comic_BSRN_bam_x4.png`). Bicubic is always among them. The metrics are those of `bam test`, which need BasicSR.
+`comic_BSRN_bam_x4.png`). Bicubic is always among them. The measures are those of `bam test`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from bam_plugin.data.images import list_images, read_image
 from bam_plugin.data.pairs import downscale
 from bam_plugin.errors import BamError
 from bam_plugin.pictures.imresize import imresize, mod_crop
+from bam_plugin.pictures.measures import psnr_y, ssim_y
 from bam_plugin.pictures.sheet import Box, ComparedImage, Panel, choose_box
-from bam_plugin.toolbox.compat import require_basicsr
 
 
 def compare_methods(
@@ -84,15 +84,12 @@ def find_result(folder: Path, stem: str, hr: np.ndarray, *, others: Sequence[str
 
 
 def _measured(path: Path, target: np.ndarray, results: Mapping[str, np.ndarray], scale: int) -> list[Panel]:
-    require_basicsr()
-    from bam_plugin.data.metrics import calculate_psnr_y, calculate_ssim_y
-
     # A grey image is measured as grey.
     measured = mod_crop(read_image(path, keep_grey=True), scale)
     return [
         Panel("HR", target),
         *(
-            Panel(name, image, calculate_psnr_y(image, measured, scale), calculate_ssim_y(image, measured, scale))
+            Panel(name, image, psnr_y(image, measured, scale), ssim_y(image, measured, scale))
             for name, image in results.items()
         ),
     ]

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from bam_plugin.data.benchmarks import find_benchmarks, find_hr_images
 from bam_plugin.data.images import read_image
 from bam_plugin.errors import BamError
 from bam_plugin.pictures.errors import PictureError
+from bam_plugin.pictures.opencv import cv2
 
 # Pictures are compared at this longer side (pixels), with at most so many neighbourhoods each.
 _SIDE = 512

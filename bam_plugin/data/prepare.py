@@ -22,7 +22,6 @@ from bam_plugin.data.pairs import Grid, common_modulus, make_pairs
 from bam_plugin.data.parallel import LeftOut, write_dataset
 from bam_plugin.data.storage import AlreadyPreparedError, Entry, check_space, require_lmdb
 from bam_plugin.errors import BamError
-from bam_plugin.files import atomic_path
 from bam_plugin.pictures.bgr import MAX_PIXELS
 from bam_plugin.pictures.read import probe_picture
 
@@ -124,15 +123,15 @@ def prepare_training_set(
     if not work_folder.exists():
         check_space(root, _bytes_on_disk(paths, work, bounds))
     with DatasetWriter(
-        work=work_folder, outputs=outputs, settings=settings, map_bytes=bounds, entries=entries
+        work=work_folder,
+        outputs=outputs,
+        settings=settings,
+        lists={"HR": root / f"meta_info_{result.hr.name}_GT.txt"} if store == "folder" else None,
+        map_bytes=bounds,
+        entries=entries,
     ) as writer:
         result.left_out = write_dataset(writer, paths, work, label=name, workers=workers, progress=progress)
-        shapes = writer.shapes["HR"]
-    result.pairs = len(shapes)
-    if store == "folder":
-        lines = [f"{key}.png ({h},{w},{c})\n" for key, (h, w, c) in sorted(shapes.items())]
-        with atomic_path(root / f"meta_info_{result.hr.name}_GT.txt") as temporary:
-            temporary.write_text("".join(lines))
+        result.pairs = len(writer.shapes["HR"])
     return result
 
 

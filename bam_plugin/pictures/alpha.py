@@ -8,8 +8,9 @@ picture, and is then limited to the values found around each pixel: what is opaq
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+
+from bam_plugin.pictures.opencv import cv2
 
 NEIGHBOURHOOD = 2
 """Low-resolution pixels around a pixel whose alpha values limit the enlarged alpha (the reach of bicubic)."""

@@ -9,10 +9,10 @@ of them. For PNG, JPEG, BMP, PPM and TIFF this equals OpenCV's `imread(path, IMR
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from bam_plugin.pictures.errors import PictureWriteError, UnsupportedPictureError
+from bam_plugin.pictures.opencv import cv2
 from bam_plugin.pictures.read import Picture
 
 MAX_PIXELS = 1 << 30

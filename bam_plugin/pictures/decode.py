@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import os
 
-import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageFile
 
 from bam_plugin.pictures.errors import UnsupportedPictureError
 from bam_plugin.pictures.formats import WHITE_16, format_of
+from bam_plugin.pictures.opencv import cv2
 
 
 def has_alpha(image: Image.Image) -> bool:

@@ -8,10 +8,10 @@ smaller.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.opencv import cv2
 
 # BT.601 for B, G, R in 0..255: Y = 16 + weights . BGR / 255.
 _BT601 = np.array([24.966, 128.553, 65.481])

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bam_plugin.errors import BamError
+from bam_plugin.pictures.opencv import cv2
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels of the HR image."""

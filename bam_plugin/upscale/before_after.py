@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from bam_plugin.errors import BamError
 from bam_plugin.files import atomic_path
 from bam_plugin.pictures.bgr import encode_png
 from bam_plugin.pictures.imresize import imresize
+from bam_plugin.pictures.opencv import cv2
 from bam_plugin.pictures.read import MAX_PIXELS, read_picture
 from bam_plugin.pictures.sheet import ComparedImage, Panel, choose_box, draw_sheet
 from bam_plugin.upscale.plan import find_inputs

@@ -13,6 +13,7 @@ from helpers.places import OPTIONS
 
 from bam_plugin.cli import main
 from bam_plugin.data.benchmarks import find_benchmarks, find_hr_images, prepare_benchmark
+from bam_plugin.data.image_sets import find_image_sets
 from bam_plugin.data.images import read_image
 from bam_plugin.data.storage import AlreadyPreparedError
 from bam_plugin.errors import BamError
@@ -167,3 +168,21 @@ def test_a_missing_scale_is_added_and_nothing_overwritten(tmp_path: Path, caplog
     (tmp_path / "Set14").mkdir()
     with pytest.raises(BamError, match="no HR images"):
         prepare_benchmark(tmp_path / "Set14", tmp_path / "out", progress=False)
+
+
+def test_the_image_sets_are_found_where_the_variable_or_the_folder_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "sets/Set5/baby.png", picture(0, 24, 24))
+    monkeypatch.setenv("BAM_DATA_ROOT", str(tmp_path / "sets"))
+    assert find_image_sets() == tmp_path / "sets"
+    monkeypatch.setenv("BAM_DATA_ROOT", str(tmp_path / "none"))
+    with pytest.raises(BamError, match="BAM_DATA_ROOT names"):
+        find_image_sets()
+    monkeypatch.delenv("BAM_DATA_ROOT")
+    # Cut images of `bam prepare` alone are no set.
+    write(tmp_path / "datasets/Set5/GTmod4/baby.png", picture(0, 24, 24))
+    assert find_image_sets() in (None, Path(__file__).parents[2] / "datasets")
+    write(tmp_path / "datasets/Set5/baby.png", picture(0, 24, 24))
+    assert find_image_sets() == tmp_path / "datasets"

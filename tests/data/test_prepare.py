@@ -352,3 +352,17 @@ def test_says_that_nothing_was_compared_where_there_is_no_benchmark(
     assert "no benchmarks found" in capsys.readouterr().err
     assert main([*command, "two", "--benchmarks"]) == 0
     assert "no benchmarks found" not in capsys.readouterr().err
+
+
+def test_a_kill_at_the_very_end_loses_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "photos/one.png", picture(1, 48, 48))
+    arguments: dict = {"images": [tmp_path / "photos/one.png"], "root": tmp_path / "out", "name": "T"}
+    arguments |= {"store": "folder", "crop_size": None, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_training_set(**arguments)
+    assert (tmp_path / "out/meta_info_T_HR_GT.txt").read_text() == "one.png (48,48,3)\n"
+    # The same command tidies up and says what it made.
+    assert prepare_training_set(**arguments).pairs == 1
+    assert not list((tmp_path / "out").glob(".*"))

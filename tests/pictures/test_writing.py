@@ -8,12 +8,12 @@ import os
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from helpers.picture_files import RGB_PROFILE, plain_picture, png_chunk, random_pixels, raw_png, write_pixels
+from helpers.places import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,8 +23,6 @@ from bam_plugin.pictures.formats import FORMATS, PNG, written_formats
 from bam_plugin.pictures.png_stream import PngStream
 from bam_plugin.pictures.read import Picture, PictureInfo, probe_picture, read_picture
 from bam_plugin.pictures.write import automatic_format, plan_encoding
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_exif_and_profile_travel_but_not_what_would_be_wrong(tmp_path):
@@ -129,6 +127,20 @@ def test_losses_are_said_and_impossible_sizes_refused():
     # 12 megapixels enlarged four times.
     with pytest.raises(errors.PictureWriteError, match=r"16000 x 12000 .* 3\.1 GB: write a png"):
         plan("webp", 3, np.uint8, width=16_000, height=12_000)
+
+
+def test_the_guide_lists_every_format():
+    rows = []
+    for name, format in FORMATS.items():
+        encoder = format.encoder
+        row = [name, " ".join(format.endings), "yes" if format.animated else "no"]
+        if encoder is None:
+            row += ["png", "", "", ""]
+        else:
+            row += [name, "8, 16" if encoder.deep else "8", "yes" if encoder.alpha else "no"]
+            row.append("" if encoder.pillow is None else str(encoder.longest_side))
+        rows.append("| " + " | ".join(row) + " |")
+    assert "\n".join(rows) in (ROOT / "docs/upscale.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", written_formats())
