@@ -1,7 +1,7 @@
-"""Option files: reading, expanding and checking them before anything starts.
+"""Option files: read, expand and check them before anything starts.
 
 `load_options(path, is_train=True)` gives the options that BasicSR's parser would read, or raises OptionsError with
-every mistake, named by its full key. `prepare_arguments` does the same for the arguments of BasicSR's train.py and
+every mistake by its full key. `prepare_arguments` does the same for the arguments of BasicSR's train.py and
 test.py.
 """
 
@@ -38,7 +38,7 @@ def load_options(
     """Read, expand and check an option file.
 
     is_train: for a training or for a test. method, force: see read_options. files: also check that the folders and
-    checkpoints it names exist, relative to the current directory. A test set whose folders are missing is left out with
+    checkpoints that it names exist, relative to the current directory. A test set without its folders is left out with
     a warning, as long as another one remains. Raises OptionsError.
     """
     loaded = read_options(path, method=method, force=force)
@@ -49,7 +49,7 @@ def load_options(
 
 
 def check_loaded(loaded: LoadedOptions, *, is_train: bool, files: bool = True) -> None:
-    """Raise OptionsError with all mistakes of an expanded file, if there are any."""
+    """Raise OptionsError with all mistakes of an expanded file, if it has any."""
     from bam_plugin.config.check import find_problems
 
     problems = find_problems(loaded.values, is_train=is_train, files=files)
@@ -64,7 +64,7 @@ def prepare_arguments(argv: Sequence[str], *, is_train: bool, folder: str | Path
 
     Returns the arguments with `-opt` pointing at the expanded file, of the same name, in `folder` (which must live as
     long as the run: BasicSR copies the file into the experiment). `--force_yml` and `--method` are applied and left
-    out. Arguments without `-opt` are returned as they are, for BasicSR's own message.
+    out. Arguments without `-opt` come back as they are, for BasicSR's own message.
     """
     known, rest = _option_arguments(argv)
     if known.opt is None:
@@ -82,7 +82,7 @@ def option_file(argv: Sequence[str]) -> str | None:
 
 
 def _option_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What this package takes from BasicSR's arguments, and the rest."""
+    """The arguments of BasicSR that this package reads, and the rest."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-opt")
     parser.add_argument("--method")

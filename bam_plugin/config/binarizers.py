@@ -1,7 +1,7 @@
-"""Checking of what names and configures binarizers: in a network section of ours, and in a recipe.
+"""Check the keys that choose binarizers, in a network section of ours and in a recipe.
 
 Names come from the tables of `bam_plugin.nn`; the keys of `weight_options` and `activation_options` are the keywords of
-the binarizer that the method, or its replaced side, chooses.
+the binarizer that the method, or the key that replaces one side of it, chooses.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from bam_plugin.errors import suggest
 
 
 def check_binarizers(values: Mapping[str, Any], target: Any, key: KeyPath) -> Iterator[Problem]:
-    """Check the binarizer, the two sides of it and their options among `values`, keywords of `target`.
+    """Check the method, its two binarizers and their options among `values`, keywords of `target`.
 
-    Yields nothing where `target` takes no binarizer, or where none is chosen (a network in full precision). Values of
-    wrong types are the concern of check_call.
+    Yields nothing if `target` takes no binarizer, or if `values` choose none (a network in full precision). check_call
+    finds values of wrong types.
     """
     from bam_plugin.nn import ACTIVATION_BINARIZERS, METHODS, WEIGHT_BINARIZERS
 

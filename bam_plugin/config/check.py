@@ -1,6 +1,6 @@
-"""Checking of expanded options before anything starts: every section, every key, and the folders they name.
+"""Check expanded options before anything starts: every section, every key, and the folders that they name.
 
-`find_problems` returns all mistakes at once. What is valid comes from three places: the typed sections of `schema.py`,
+`find_problems` returns all mistakes at once. Three places say what is valid: the typed sections of `schema.py`,
 the signatures of the registered networks, losses, metrics, optimizers and schedulers, and the options that a registered
 model or dataset reads in its source.
 """
@@ -30,9 +30,9 @@ from bam_plugin.config.training import check_training, in_iterations
 from bam_plugin.errors import suggest
 from bam_plugin.toolbox.registration import register_everything
 
-# What BasicSR's models call metrics with, besides the options.
+# BasicSR's models pass these to metrics, besides the options.
 _METRIC_INPUTS = ("img", "img2")
-# What BasicSR's parser writes into the options and its classes read back; nothing that a file may set.
+# BasicSR's parser writes these into the options, and its classes read them. A file may not set them.
 _INTERNAL = {"auto_resume", "dist", "is_train", "rank", "root_path", "world_size"}
 _INTERNAL_PATHS = {"experiments_root", "log", "models", "results_root", "training_states", "visualization"}
 
@@ -40,8 +40,8 @@ _INTERNAL_PATHS = {"experiments_root", "log", "models", "results_root", "trainin
 def find_problems(options: Mapping[str, Any], *, is_train: bool, files: bool = True) -> list[Problem]:
     """All mistakes in expanded options, for a training or a test.
 
-    `files`: check that the named folders, LMDBs and checkpoints exist, relative to the current directory. Imports the
-    registries, not the data; builds the network on the meta device, which costs no memory.
+    `files`: check that the named folders, LMDBs and checkpoints exist, relative to the current directory. It imports
+    the registries and not the data. It builds the network on the meta device, which costs no memory.
     """
     register_everything()
     return list(_check(options, is_train, files))
@@ -93,7 +93,7 @@ def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[
 def _check_sections(
     options: Mapping[str, Any], is_train: bool, reads: dict[str, frozenset[str]], train: type[Train]
 ) -> Iterator[Problem]:
-    """Sections that must or may be there, and their keys."""
+    """Check which sections are there, and their keys."""
     structs: dict[str, type] = {"dist_params": Distributed}
     if is_train:
         structs.update(train=train, logger=Logger, val=ValidationInTraining)
@@ -116,9 +116,9 @@ def _check_teacher(distill: Any, files: bool) -> Iterator[Problem]:
 
 
 def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
-    """Check one network section (and the `host` and `recipe` inside it): type, arguments, and whether it can be built.
+    """Check one network section (and the `host` and `recipe` inside it): type, arguments, and that it can be built.
 
-    Imports what registers networks.
+    It imports the modules that register networks.
     """
     from bam_plugin.nn.mixing.swap import Recipe
     from bam_plugin.toolbox.networks import registered_name, registered_networks
@@ -144,7 +144,7 @@ def _is_ours(registered: Any) -> bool:
 
 
 def _check_construction(arch: Any, values: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
-    """Build one of our networks: its constructor knows which values go together. Random states stay as they are."""
+    """Build one of our networks, whose constructor knows which values go together. Random states stay as they are."""
     import torch
 
     if not _is_ours(arch):
@@ -154,7 +154,7 @@ def _check_construction(arch: Any, values: Mapping[str, Any], key: KeyPath) -> I
         with torch.device("meta"):
             arch(**arguments)
     except Exception:
-        # Wrong options, or a constructor that looks at values, of which the meta device has none.
+        # The options are wrong, or the constructor looks at values, which the meta device does not have.
         try:
             with torch.random.fork_rng(devices=[]):
                 arch(**arguments)
@@ -174,7 +174,7 @@ def _check_metrics(metrics: Any) -> Iterator[Problem]:
             dict(iter(METRIC_REGISTRY)),
             given=_METRIC_INPUTS,
             also=("better",),
-            # calculate_psnr(**kwargs) ignores what it does not know: a misspelt test_y_channel changes the numbers.
+            # calculate_psnr(**kwargs) ignores unknown keys, so a misspelt test_y_channel would change the numbers.
             swallowed=True,
             elsewhere=_place_of,
         )
@@ -196,7 +196,7 @@ def _check_device(num_gpu: Any) -> Iterator[Problem]:
 
 
 def _place_of(name: str) -> str | None:
-    """The section where `name` is a valid key, or None. Names that several sections know have no place of their own."""
+    """The section where `name` is a valid key, or None. A name that several sections know has no place of its own."""
     places = [section for section, struct in SECTIONS.items() if name in struct.__struct_fields__]
     places += [section for section, names in _ARGUMENT_PLACES.items() if name in names]
     if name in PATH_KEYS:

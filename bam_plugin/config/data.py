@@ -1,4 +1,4 @@
-"""Checking of the sections datasets and path: their keys, and the folders, LMDBs and checkpoints that they name."""
+"""Check the sections datasets and path: their keys, and the folders, LMDBs and checkpoints that they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bam_plugin.errors import nearest, suggest
 
 _PHASES = {True: ("train", "val"), False: ("test", "val")}
 _LOADER = ("num_worker_per_gpu", "batch_size_per_gpu")
-# Dataset -> what it cannot do without: always, and in training.
+# Dataset -> the keys that it needs: always, and in a training.
 _REQUIRED = {
     "PairedImageDataset": (("dataroot_gt", "dataroot_lq", "io_backend"), ("gt_size", "use_hflip", "use_rot")),
     "PairedPatchDataset": (("dataroot_gt", "dataroot_lq"), ("gt_size",)),
@@ -25,7 +25,7 @@ _REQUIRED = {
 def check_datasets(
     options: Mapping[str, Any], *, is_train: bool, files: bool, elsewhere: Callable[[str], str | None]
 ) -> Iterator[Problem]:
-    """Check the section datasets: phases, keys, and with `files` what they name on disk."""
+    """Check the section datasets: phases, keys, and with `files` the folders and files that they name."""
     datasets = options["datasets"]
     phases = _PHASES[is_train]
     for name, values in datasets.items():
@@ -42,7 +42,7 @@ def check_datasets(
             if files:
                 yield from check_data_files(values, key)
     if not any(name.split("_")[0] == phases[0] for name in datasets) and (is_train or not datasets):
-        yield Problem(("datasets", phases[0]), "is missing; there is nothing to work on without it")
+        yield Problem(("datasets", phases[0]), "is missing; a dataset needs it")
 
 
 def _check_dataset(
@@ -56,7 +56,7 @@ def _check_dataset(
     if dataset is None and isinstance(name, str):
         yield Problem((*key, "type"), f"{name} is not a registered dataset; {suggest(name, registered)}")
     reads = keys_read_by(dataset) if dataset is not None else {}
-    # Datasets get their own part of the file as `opt`, so their keys have no section.
+    # A dataset gets its own part of the file as `opt`, so its keys have no section.
     yield from check_struct(values, Dataset, key, also=reads.get("", ()), elsewhere=elsewhere)
     always, in_training = _REQUIRED.get(str(name), ((), ()))
     for each in (*always, *in_training, *_LOADER) if phase == "train" else always:
@@ -76,7 +76,7 @@ def _check_dataset(
 def check_data_files(values: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
     """Check that the folders and LMDBs of one dataset exist and are of the kind that its io_backend reads."""
     backend = values.get("io_backend")
-    # The datasets of this package see from the path what it is.
+    # The datasets of this package see from the path whether it is a folder or an LMDB.
     ours = values.get("type") in ("PairedPatchDataset", "BenchmarkDataset")
     backend = backend.get("type") if isinstance(backend, Mapping) and not ours else None
     for name in ("dataroot_gt", "dataroot_lq"):
@@ -137,7 +137,7 @@ def check_checkpoint(value: Any, key: KeyPath, *, files: bool) -> Iterator[Probl
 
 
 def _near_file(path: Path) -> str:
-    """`; did you mean X?` with an existing neighbour of a similar name."""
+    """`; did you mean X?` with a file beside it that has a similar name."""
     try:
         names = [entry.name for entry in path.expanduser().parent.iterdir()]
     except OSError:

@@ -1,12 +1,12 @@
-"""Reading option files: YAML with two additions, expanded to what BasicSR's parser reads.
+"""Read option files: YAML with two additions, expanded to the YAML that BasicSR's parser reads.
 
     include: ../../base/train_div2k.yml    one file or a list, relative to this one; later files win, this one wins last
-    method: bam                            which of the `methods` is laid over the rest
+    method: bam                            the one of `methods` whose options win over the rest
     methods: {bam: {about: "...", network_g: {...}}, bnn: {...}}
 
-A text may hold `${scale}`, `${method}`, `${name}` or any other plain top-level value; where the text is nothing else,
-the value keeps its type. Mappings merge key by key, except that a mapping with another `type` than the one it meets
-replaces it: the settings of one scheduler are not left over for the next.
+A text may hold `${scale}`, `${method}`, `${name}` or any other plain top-level value; if the text is nothing else,
+the value keeps its type. Mappings merge key by key. But a mapping with another `type` replaces the earlier mapping, so
+the settings of one scheduler do not stay for the next.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class LoadedOptions:
     path: Path
     """The file that was named, without its includes."""
     values: dict[str, Any]
-    """What BasicSR's parser gets: plain values, without include, method and methods."""
+    """The options for BasicSR's parser: plain values, without include, method and methods."""
     origins: dict[KeyPath, str] = field(repr=False)
     """Key path -> `file:line`."""
     method: str | None = None
-    """The chosen method; None where the file knows none."""
+    """The chosen method, or None if the file has no methods."""
     methods: dict[str, str] = field(default_factory=dict)
-    """The methods that the file offers -> what each reproduces."""
+    """Method of the file -> what it reproduces."""
     force: tuple[str, ...] = ()
     """The `--force_yml` entries that were applied."""
 
@@ -49,7 +49,7 @@ def read_options(path: str | Path, *, method: str | None = None, force: Sequence
     """Read and expand an option file, without checking its content.
 
     `method` overrides the file's own; `force` are BasicSR's `--force_yml` entries, `key:key=value` with a YAML value,
-    applied over everything. Raises OptionsError for a missing or malformed file, include, method, entry or reference.
+    which win over everything. Raises OptionsError for a missing or malformed file, include, method, entry or reference.
     """
     path = Path(path)
     layer = _read_with_includes(path, ())
@@ -74,7 +74,7 @@ def read_options(path: str | Path, *, method: str | None = None, force: Sequence
 
 
 def dump_options(loaded: LoadedOptions) -> str:
-    """The expanded options as YAML that BasicSR's own parser reads, headed by where they come from."""
+    """The expanded options as YAML for BasicSR's own parser, under a comment that names their source."""
     source = f"# Expanded from {loaded.path}"
     if loaded.method:
         source += f", method {loaded.method}"
@@ -86,7 +86,7 @@ def dump_options(loaded: LoadedOptions) -> str:
 
 @dataclass
 class _Layer:
-    """The content of one file, or of several laid over each other."""
+    """The content of one file, or of several files of which later ones win."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class _Layer:
 def _read_with_includes(path: Path, stack: tuple[Path, ...]) -> _Layer:
     resolved = path.resolve()
     if resolved in stack:
-        raise OptionsError(f"{path} includes itself, by way of {' -> '.join(str(file) for file in stack)}")
+        raise OptionsError(f"{path} includes itself through {' -> '.join(str(file) for file in stack)}")
     own = _read_file(path)
     includes = own.values.pop("include", [])
     merged = _Layer()
@@ -108,7 +108,7 @@ def _read_with_includes(path: Path, stack: tuple[Path, ...]) -> _Layer:
 
 
 def _method_layer(layer: _Layer, methods: dict[str, Any], chosen: Any, path: Path) -> _Layer:
-    """What the method `chosen` lays over the rest."""
+    """The options of the method `chosen`, which win over the rest."""
     if chosen not in methods:
         offered = suggest(str(chosen), methods) if methods else "the file has no methods; remove it"
         raise OptionsError(f"{path}: method is {chosen!r}, which the file does not offer; {offered}")
@@ -141,12 +141,12 @@ def _read_file(path: Path) -> _Layer:
 
 
 def _construct(loader: yaml.SafeLoader, node: yaml.Node, key: KeyPath, path: Path, origins: dict[KeyPath, str]) -> Any:
-    """The value of a node; notes the line of every key, and refuses keys that are given twice (YAML keeps the last)."""
+    """The value of a node. It notes the line of every key, and refuses keys that stand twice (YAML keeps the last)."""
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
     seen: set[str] = set()
     for child, _ in node.value:
-        # What `<<` merges in may be overridden; what the mapping itself says twice is a mistake.
+        # A mapping may override what `<<` merges in. A key that the mapping itself has twice is a mistake.
         if child.tag != "tag:yaml.org,2002:merge" and child.value in seen:
             where = f"{path}:{child.start_mark.line + 1}"
             raise OptionsError(f"{where}: {'.'.join((*key, child.value))} is given twice; keep one")
@@ -213,7 +213,7 @@ def _set(values: dict[str, Any], key: KeyPath, value: Any, path: Path) -> None:
 
 
 def _substitute(value: Any, top: Mapping[str, Any], path: Path, key: KeyPath, active: tuple[str, ...] = ()) -> Any:
-    """`value` with every ${name} replaced by the top-level value of that name; `active` names are being replaced."""
+    """`value` with the top-level value of `name` in place of every ${name}. `active`: names that are being replaced."""
     if isinstance(value, dict):
         return {name: _substitute(child, top, path, (*key, name), active) for name, child in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What is wrong in an option file: one line per problem, with the full key, the place in the file and the next step."""
+"""Problems of an option file: one line each, with the full key, the place in the file and the next step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Problem:
 
 
 class OptionsError(BamError):
-    """An option file cannot be used. `problems` holds every mistake that was found, not only the first."""
+    """An option file has mistakes. `problems` holds all of them, not only the first."""
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)

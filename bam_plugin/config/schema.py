@@ -1,8 +1,8 @@
-"""The sections of an option file and their keys, typed: what BasicSR 1.4.2 and this package read.
+"""The sections of an option file and their typed keys, as BasicSR 1.4.2 and this package read them.
 
 A field without a default must be in the file. Sections whose keys depend on a chosen type (networks, losses,
-optimizers, schedulers, metrics) are checked against the signature of that type instead (`signatures.py`), and what a
-registered model or dataset reads beyond these keys is found in its source (`sources.py`).
+optimizers, schedulers, metrics) are checked against the signature of that type instead (`signatures.py`). Further keys
+that a registered model or dataset reads are found in its source (`sources.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Backend(msgspec.Struct):
 
 
 class Dataset(msgspec.Struct):
-    """One entry of datasets: what the loaders and the paired datasets read. Sizes in HR pixels."""
+    """One entry of datasets, as the loaders and the paired datasets read it. Sizes are in HR pixels."""
 
     name: str
     type: str
@@ -52,7 +52,7 @@ class Dataset(msgspec.Struct):
     persistent_workers: bool = False
     manual_seed: int | None = None
     use_shuffle: bool = True
-    """Nothing reads it, but the files that come with BasicSR have it."""
+    """Nothing reads this key, but the files that come with BasicSR have it."""
 
 
 class Train(msgspec.Struct):
@@ -159,7 +159,7 @@ class Distributed(msgspec.Struct):
 
 
 class Options(msgspec.Struct):
-    """The top of the file; the sections are checked one by one."""
+    """The top of the file. Its sections are checked one by one."""
 
     name: str
     model_type: str
@@ -191,4 +191,4 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "logger": Logger,
     "dist_params": Distributed,
 }
-"""Section -> its keys, to say where a misplaced key belongs."""
+"""Section -> its keys. It says where a misplaced key belongs."""

@@ -1,4 +1,4 @@
-"""The option files that come with bam_plugin: where they are, what each reproduces, and a copy of them for the user.
+"""The option files that come with bam_plugin: where they are, what they reproduce, and a copy for the user.
 
 In a checkout they lie in `options/` beside the package; a wheel carries the same folder inside the package.
 """
@@ -31,9 +31,9 @@ class ShippedFile:
     about: str
     """The first sentence of its comment."""
     methods: dict[str, str] = field(default_factory=dict)
-    """Method -> what it reproduces; empty where the file has none."""
+    """Method -> what it reproduces; empty if the file has no methods."""
     paper_recipe: bool = False
-    """Whether it is a training on DIV2K as the paper describes it, so that the paper's numbers are to be expected."""
+    """Whether it trains on DIV2K as the paper describes, so that one may expect the paper's numbers."""
 
     @property
     def is_train(self) -> bool:
@@ -42,7 +42,7 @@ class ShippedFile:
 
 
 def options_folder() -> Path:
-    """The folder that holds `train/`, `test/` and `base/`. Raises OptionsError when the installation lacks it."""
+    """The folder that holds `train/`, `test/` and `base/`. Raises OptionsError if the installation lacks it."""
     candidates = (_PACKAGE / "options", _PACKAGE.parent / "options")
     for folder in candidates:
         if (folder / "base").is_dir():
@@ -73,9 +73,9 @@ def shipped_files() -> list[ShippedFile]:
 
 
 def copy_shipped(destination: str | Path) -> list[Path]:
-    """Copy the options folder to `destination`/options; returns the files written.
+    """Copy the options folder to `destination`/options. Returns the files that it wrote.
 
-    Raises OptionsError, and writes nothing, when a file is there already and differs.
+    If a file is there already and differs, it raises OptionsError and writes nothing.
     """
     source, target = options_folder(), Path(destination) / "options"
     pairs = [(path, target / path.relative_to(source)) for path in _all_files(source)]
@@ -94,7 +94,7 @@ def _all_files(folder: Path) -> Iterator[Path]:
 
 
 def _training(values: dict[str, Any]) -> tuple[Any, ...]:
-    """What a recipe is compared by: the data, the batch and everything under `train`."""
+    """The parts of a file that make its training recipe: the data, the batch and the section `train`."""
     data = values["datasets"].get("train", {})
     return values.get("train"), data.get("name"), data.get("batch_size_per_gpu"), data.get("dataset_enlarge_ratio")
 

@@ -1,4 +1,4 @@
-"""Checking of values against types, and of mappings with a `type` against the signature of what that type names."""
+"""Check values against types, and mappings with a `type` against the signature of what has that name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bam_plugin.errors import nearest, suggest
 
 
 def check_value(value: Any, expected: Any, key: KeyPath, default: Any = None) -> Iterator[Problem]:
-    """Check one value against a type, or against a default value where msgspec does not know the type."""
+    """Check one value against a type, or against a default value if msgspec does not know the type."""
     if isinstance(value, float) and value.is_integer():
         # `!!float 5e3` for an iteration count is BasicSR's habit, and works.
         value = int(value)
@@ -56,7 +56,7 @@ def check_struct(
 
 
 def unknown_key(key: KeyPath, names: Iterable[str], elsewhere: Callable[[str], str | None]) -> Problem:
-    """The problem of a key that nothing reads: it is misplaced, misspelt, or invented."""
+    """The problem of a key that nothing reads. It is misplaced, misspelt or invented."""
     place = elsewhere(key[-1])
     if place is not None and place != ".".join(key[:-1]):
         return Problem(key, f"is not read here; it belongs to {place or 'the top of the file'}")
@@ -113,7 +113,7 @@ def check_call(
     hints = _hints(target)
     for name, value in arguments.items():
         if name not in names:
-            # Where a **kwargs takes anything, only a name close to a real one is surely a mistake.
+            # If a **kwargs takes anything, only a name close to a real one is surely a mistake.
             if not open_ended or nearest(name, names) is not None:
                 yield unknown_key((*key, name), names, elsewhere)
         elif name in hints:
@@ -126,7 +126,7 @@ def check_call(
 
 
 def _check_like(value: Any, default: Any, key: KeyPath) -> Iterator[Problem]:
-    """Without a type hint the default tells what is expected: a number is not a text, a switch is not a number."""
+    """Without a type hint the default value says what is expected: a number, a text or a switch."""
     if isinstance(default, bool):
         if not isinstance(value, bool):
             yield Problem(key, f"expected true or false, found {value!r}")
@@ -140,7 +140,7 @@ def _hints(target: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(holder, include_extras=True)
     except Exception:
-        # Hints that do not resolve (names imported for type checkers only) are no reason to refuse a file.
+        # Some hints do not resolve: their names are imported for type checkers only. A file is not refused for that.
         return {}
 
 

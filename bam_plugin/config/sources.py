@@ -1,7 +1,7 @@
-"""Which options a registered class reads, found in its source: `opt["key"]`, `train_opt.get("key")`, `"key" in opt`.
+"""The options that a registered class reads, as its source shows: `opt["key"]`, `train_opt.get("key")`, `"key" in opt`.
 
-BasicSR's classes take one nested dictionary and declare nothing, and so do the classes of other plugins. Their source
-is the only place where their options are named.
+The classes of BasicSR and of other plugins take one nested dictionary and declare nothing. Only their source names
+their options.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _MEMBERSHIP = re.compile(rf"""{_KEY}\s+(?:not\s+)?in\s+(?:self\.)?(\w*opt)\b((?:
 def keys_read_by(cls: type) -> dict[str, frozenset[str]]:
     """Section (`""`, `train`, `val`, ... as dotted path from the dictionary that the class gets) -> keys it reads.
 
-    Reads the files of the class and its bases, as far as they belong to the same top-level packages as registered
-    things do (not Python's own and not torch).
+    It reads the files of the class and of its bases if they belong to the top-level packages of registered classes. So
+    it does not read Python's own files and those of torch.
     """
     found: dict[str, set[str]] = {}
     for path in _source_files(cls):
@@ -47,7 +47,7 @@ def _source_files(cls: type) -> list[Path]:
         if name is None:
             continue
         path = Path(name)
-        # Our models are spread over the modules of their package.
+        # One of our models has its code in several modules of its package.
         if base.__module__.startswith("bam_plugin.models."):
             files.update(dict.fromkeys(sorted(path.parent.glob("*.py"))))
         elif path.suffix == ".py" and path.is_file():

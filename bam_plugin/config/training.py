@@ -1,4 +1,4 @@
-"""Checking of the section train: optimizers, losses, and a schedule that lasts as long as the training."""
+"""Check the section train: optimizers, losses, and a schedule that lasts as long as the training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bam_plugin.config.problems import Problem
 from bam_plugin.config.schema import OPTIMIZER_KEYS
 from bam_plugin.config.signatures import check_typed
 
-# What the training loop passes itself.
+# The training loop passes these itself.
 _OPTIMIZER_INPUTS = ("params",)
 _SCHEDULER_INPUTS = ("optimizer", "last_epoch", "iteration", "total_iter", "warmup_iter")
 
@@ -19,7 +19,7 @@ _SCHEDULER = ("train", "scheduler")
 
 
 def in_iterations(train: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Problem]]:
-    """A copy of the section with its options in epochs turned into iterations, as BinarySRModel's training does it."""
+    """A copy of the section with iterations in place of epochs, as BinarySRModel's training makes it."""
     from bam_plugin.optim import resolve_epochs
     from bam_plugin.optim.errors import OptimizerError
 
@@ -31,7 +31,7 @@ def in_iterations(train: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Pro
         problem = Problem(("train",), str(error))
     except TypeError:
         problem = Problem(("train",), "options in epochs, and iters_per_epoch, must be numbers")
-    # One message is enough: the options in epochs are not looked at again.
+    # One message is enough, so no check looks at the options in epochs again.
     sections = [resolved, *(value for value in resolved.values() if isinstance(value, dict))]
     for section in sections:
         for name in [name for name in section if str(name).endswith("_epochs")]:
@@ -42,10 +42,10 @@ def in_iterations(train: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Pro
 def check_training(
     train: Mapping[str, Any], reads: Collection[str], *, ours: bool, elsewhere: Callable[[str], str | None]
 ) -> Iterator[Problem]:
-    """Check what the section names: optimizers, losses, the scheduler.
+    """Check the optimizers, the losses and the scheduler that the section names.
 
-    reads: the keys of train that the model reads. ours: the model is of this package and knows its optimizers and
-    schedules.
+    reads: the keys of train that the model reads. ours: the model is one of this package and knows its optimizers
+    and schedules.
     """
     from basicsr.utils.registry import LOSS_REGISTRY
 
@@ -92,7 +92,7 @@ def _schedulers(ours: bool) -> dict[str, Any]:
 
 
 def _check_lengths(scheduler: Mapping[str, Any], total_iter: Any) -> Iterator[Problem]:
-    """Lengths that would crash or silently change a schedule in the middle of a training."""
+    """Find lengths that would crash a schedule in the middle of a training, or change it silently."""
     weights = scheduler.get("restart_weights", [1])
     for name in ("periods", "restarts"):
         values = scheduler.get(name)

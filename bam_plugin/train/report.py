@@ -1,7 +1,8 @@
-"""The table at the end of `bam test`: measured, printed in the paper, bicubic, and the differences, conventions named.
+"""The table at the end of `bam test`: measured values, those of the paper, bicubic, the differences and the
+conventions.
 
 A PSNR without its convention is not a result. The same numbers are written as CSV (one row per set), JSON (with the
-conventions) and Markdown (what the terminal shows).
+conventions) and Markdown (as the terminal shows them).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bam_plugin.data.evaluation import SetResult
 from bam_plugin.errors import BamError
 from bam_plugin.files import atomic_path
 
-# What the metrics `calculate_psnr_y` and `calculate_ssim_y` measure (bam_plugin/pictures/measures.py).
+# How the metrics `calculate_psnr_y` and `calculate_ssim_y` measure (bam_plugin/pictures/measures.py).
 CONVENTIONS = (
     "Y of YCbCr (BT.601 as MATLAB's rgb2ycbcr), rounded to 8 bits, of the 8-bit result",
     "as many pixels as the scale cropped from each border",
@@ -28,7 +29,7 @@ CONVENTIONS = (
     "a set's value is the mean over its images",
 )
 
-# Values that the paper prints and that surely are misprints (a neighbour contradicts them).
+# Values of the paper that surely are misprints, because a neighbour contradicts them.
 MISPRINTS = {("VDSR_ABC", 4, "set14", "psnr")}
 
 _PAPER_SETS = ("set5", "set14", "b100", "urban100")
@@ -37,7 +38,7 @@ _ALIASES = {"bsd100": "b100", "bsds100": "b100"}
 
 @dataclass(frozen=True)
 class Reference:
-    """A printed pair of values; `misprint` marks a PSNR that cannot be right."""
+    """A pair of values that the paper prints. `misprint` marks a PSNR that cannot be right."""
 
     psnr: float
     ssim: float
@@ -53,10 +54,10 @@ def write_report(
     paper_method: str | None = None,
     conventions: Sequence[str] = CONVENTIONS,
 ) -> str:
-    """Write results.csv, results.json and results.md into `folder`; returns the Markdown.
+    """Write results.csv, results.json and results.md into `folder`. Returns the Markdown.
 
     name: what was tested, for the title. paper_method: the method's name in the paper's tables (`paper_methods()`), or
-    None when it is not in the paper. conventions: how the numbers were measured, in words.
+    None if it is not in the paper. conventions: how the numbers were measured, in words.
     """
     if paper_method is not None and paper_method not in paper_methods():
         raise BamError(f"expected a method of the paper ({', '.join(paper_methods())}), found {paper_method!r}.")
@@ -143,7 +144,7 @@ def _markdown(rows: Sequence[dict], name: str, scale: int, paper_method: str | N
         ]
     table = [headings, *([column(row) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(headings))]
-    # The first column names, the others are numbers.
+    # The first column has names, the others have numbers.
     lines = [
         f"| {line[0].ljust(widths[0])} | "
         + " | ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))

@@ -1,4 +1,4 @@
-"""Training scripts of others with everything of this package: `bam run SCRIPT.py ARGUMENTS...`.
+"""Training scripts of other projects with everything of this package: `bam run SCRIPT.py ARGUMENTS...`.
 
 When such a script parses an option file of ours, our networks, models, datasets, metrics and optimizers are registered,
 BasicSR's pipelines are repaired, and the file is checked and expanded. Option files of other projects pass untouched,
@@ -26,13 +26,13 @@ _OUR_KEYS = ("include", "method", "methods")
 
 
 class ScriptError(BamError):
-    """A script cannot be run."""
+    """There is no such script."""
 
 
 def run_script(path: str, arguments: Sequence[str]) -> None:
-    """Run the Python file `path` as `python path arguments...` would, but with this package at hand.
+    """Run the Python file `path` as `python path arguments...` would, but with this package.
 
-    Raises ScriptError when there is no such file; what the script itself raises, SystemExit included, passes.
+    Raises ScriptError if there is no such file. Errors of the script itself, SystemExit included, pass.
     """
     script = Path(path)
     if not script.is_file():
@@ -47,9 +47,9 @@ def run_script(path: str, arguments: Sequence[str]) -> None:
 
 
 def parse_with_bam(parse: Callable[..., Any], root_path: str, is_train: bool) -> Any:
-    """BasicSR's `parse(root_path, is_train)` of the arguments of this process, after ours are prepared.
+    """BasicSR's `parse(root_path, is_train)` of the arguments of this process, after their preparation.
 
-    A BamError, which names what is wrong in the option file, ends the process with a message and its exit code.
+    A BamError names the mistake in the option file. It ends the process with a message and its exit code.
     """
     try:
         ours = _prepare(is_train)
@@ -74,7 +74,7 @@ def _prepare(is_train: bool) -> bool:
     register_everything()
     _repair_running_script()
     _adapt_sampler()
-    # BasicSR copies the file into the experiment after the options are parsed: it must outlive this call.
+    # BasicSR copies the file into the experiment after it has parsed the options, so the file must outlive this call.
     folder = tempfile.TemporaryDirectory(prefix="bam_options_")
     atexit.register(folder.cleanup)
     sys.argv[1:] = prepare_arguments(sys.argv[1:], is_train=is_train, folder=folder.name)
@@ -82,17 +82,17 @@ def _prepare(is_train: bool) -> bool:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether an option file needs this package: it has includes or methods, or names what nobody has registered.
+    """Whether an option file needs this package: it has includes or methods, or a name that nobody has registered.
 
-    A file that BasicSR and the running project serve by themselves is left to them: not even our names are registered,
-    which could be theirs as well.
+    A file that BasicSR and the running project can serve is left to them. Then not even our names are registered, since
+    the project may use the same names.
     """
     import yaml
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        # BasicSR reports it in its own way.
+        # BasicSR reports the mistake in its own way.
         return False
     if not isinstance(values, dict):
         return False
@@ -102,7 +102,7 @@ def _is_ours(path: str) -> bool:
 
 
 def _named_types(values: dict[str, Any]) -> Iterator[tuple[Any, str]]:
-    """(registry, name) of everything that an option file wants to be built."""
+    """(registry, name) of everything that an option file builds."""
     for package in ("archs", "data", "metrics", "models"):
         importlib.import_module(f"basicsr.{package}")
     from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
@@ -122,16 +122,16 @@ def _named_types(values: dict[str, Any]) -> Iterator[tuple[Any, str]]:
 
 
 def _repair_running_script() -> None:
-    """A train.py that runs as a script has its own copy of the function that needs a GPU to resume."""
+    """Repair a train.py that runs as a script: it has its own copy of the function that needs a GPU to resume."""
     script = sys.modules.get("__main__")
     if script is not None and hasattr(script, "train_pipeline") and hasattr(script, "load_resume_state"):
         script.load_resume_state = resuming.load_resume_state  # type: ignore[attr-defined]
 
 
 def _adapt_sampler() -> None:
-    """BasicSR's sampler for datasets that derive a crop from epoch and sample number: it tells them both.
+    """Let BasicSR's sampler tell datasets the epoch and the sample number, from which they derive a crop.
 
-    As it is it hands on indices of images, so that the copies of `dataset_enlarge_ratio` would be equal patches.
+    By itself it hands on indices of images, so the copies of `dataset_enlarge_ratio` would be equal patches.
     """
     import torch
     from basicsr.data.data_sampler import EnlargedSampler

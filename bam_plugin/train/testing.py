@@ -22,9 +22,9 @@ from bam_plugin.train.training import pipeline_process
 
 @dataclass(frozen=True)
 class TestRun:
-    """What a test measured."""
+    """The results of a test."""
 
-    __test__ = False  # Not for pytest.
+    __test__ = False  # pytest must not collect it.
 
     images: dict[str, list[dict[str, Any]]]
     """Test set -> one record per image: `image` and each metric of `val.metrics`."""
@@ -35,7 +35,7 @@ class TestRun:
 def test(argv: Sequence[str], root_path: str | Path | None = None) -> TestRun:
     """Run BasicSR's test pipeline with its own arguments `argv` (`-opt FILE`, ...).
 
-    `root_path` holds `results/`; the current directory by default. The model must be one of this package.
+    `root_path` holds `results/` and is the current directory by default. The model must be one of this package.
     """
     with pipeline_process("bam_plugin.test", argv, is_train=False):
         import basicsr.test
@@ -59,8 +59,8 @@ def test(argv: Sequence[str], root_path: str | Path | None = None) -> TestRun:
 def make_report(opt: Mapping[str, Any], results: Mapping[str, list[dict[str, Any]]]) -> str:
     """The means of each test set as Markdown, also written into `path.results_root` of `opt`.
 
-    A set without targets is listed as a line of text. The report proper needs one metric whose type names psnr and one
-    that names ssim; other metrics are listed as text, too.
+    A set without targets becomes a line of text. The table needs one metric whose type names psnr and one that names
+    ssim. Other metrics become lines of text, too.
     """
     metrics = opt["val"].get("metrics") or {}
     psnr, ssim = (
@@ -114,7 +114,7 @@ def _paper_method(name: str, scale: int) -> str | None:
 
 
 def _conventions(psnr: Mapping[str, Any], ssim: Mapping[str, Any], scale: int) -> Sequence[str]:
-    """How the numbers were measured: the literature's way, or the settings in words."""
+    """How the numbers were measured: as in the literature, or by the settings in words."""
     literature = (
         {"type": "calculate_psnr_y", "crop_border": scale},
         {"type": "calculate_ssim_y", "crop_border": scale},

@@ -20,10 +20,10 @@ from bam_plugin.toolbox.registration import register_everything
 
 @contextlib.contextmanager
 def pipeline_process(program: str, argv: Sequence[str], *, is_train: bool) -> Iterator[None]:
-    """The surroundings of a BasicSR pipeline, which reads `sys.argv`, prints, and keeps one logger per process.
+    """Prepare a process for a BasicSR pipeline, which reads `sys.argv`, prints, and keeps one logger per process.
 
-    Inside the block everything of bam_plugin is registered, `sys.argv` is `argv` with the option file checked and
-    expanded, and printed notes go to standard error. A process group that the pipeline joined is left at the end.
+    Inside the block everything of bam_plugin is registered, the option file in `sys.argv` is checked and expanded, and
+    printed notes go to standard error. At the end the process leaves the process group that the pipeline joined.
     """
     compat.repair_pipelines()
     import torch.distributed
@@ -45,9 +45,9 @@ def pipeline_process(program: str, argv: Sequence[str], *, is_train: bool) -> It
 def train(argv: Sequence[str], root_path: str | Path | None = None) -> None:
     """Run BasicSR's training pipeline with its own arguments `argv` (`-opt FILE`, `--auto_resume`, ...).
 
-    The option file may use what `bam_plugin.config` adds to YAML; `--method NAME` chooses among its methods.
+    The option file may use the additions of `bam_plugin.config` to YAML; `--method NAME` chooses among its methods.
 
-    `root_path` holds `experiments/` and `tb_logger/`; the current directory by default.
+    `root_path` holds `experiments/` and `tb_logger/` and is the current directory by default.
     """
     with pipeline_process("bam_plugin.train", argv, is_train=True):
         from basicsr.train import train_pipeline
