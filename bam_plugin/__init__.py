@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Upscaler": "bam_plugin.upscale.upscaler",
     "binarize": "bam_plugin.nn.mixing.swap",
-    "convert": "bam_plugin.conversion.converter",
+    "convert": "bam_plugin.conversion.delivery",
     "quantize": "bam_plugin.conversion.quantization",
     "profile": "bam_plugin.conversion.profiling",
 }

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bam_plugin.errors import BamError
 from bam_plugin.files import atomic_path
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.mixed_format import MixedModel
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from bam_plugin.conversion.delivery import Delivery
 
 
-class ConvertError(BamError):
-    """The arguments of `bam convert` cannot be served."""
+class ArgumentsError(BamError):
+    """The arguments of `bam convert` do not go together."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,28 +57,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, help="write the layer table and the comparison as JSON, too")
 
 
-def _read_image(path: Path, channels: int) -> Any:
-    from bam_plugin.pictures.bgr import network_input
-    from bam_plugin.pictures.errors import PictureError
-    from bam_plugin.pictures.read import read_picture
-
-    if channels not in (1, 3):
-        raise ConvertError(f"--images: {path} is not a picture that a network of {channels} channels takes")
-    try:
-        return network_input(read_picture(path), channels)
-    except PictureError as error:
-        raise ConvertError(f"--images: {error}") from None
-
-
 def _read_facts(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
         facts = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), allow_nan=False))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConvertError(f"--facts: {path} is not YAML of plain values ({error})") from None
+        raise ArgumentsError(f"--facts: {path} is not YAML of plain values ({error})") from None
     if not isinstance(facts, dict):
-        raise ConvertError(f"--facts: {path} must hold named values at its top level")
+        raise ArgumentsError(f"--facts: {path} must hold named values at its top level")
     return facts
 
 
@@ -120,7 +107,9 @@ def _comparison_facts(comparison: Any) -> dict[str, Any] | None:
     return None if comparison is None else {"agreement": comparison.agreement, **asdict(comparison)}
 
 
-def _report(conversion: Any, onnx: dict[str, Any] | None) -> dict[str, Any]:
+def _report(delivery: Delivery) -> dict[str, Any]:
+    conversion = delivery.conversion
+    onnx = _comparison_facts(delivery.onnx_comparison)
     return {
         "layers": [vars(row) | {"shape": list(row.shape)} for row in conversion.rows],
         "file_bytes": len(conversion.data),
@@ -128,21 +117,21 @@ def _report(conversion: Any, onnx: dict[str, Any] | None) -> dict[str, Any]:
         "sha256": conversion.model.sha256,
         "no_graph": getattr(conversion.model, "no_graph", None),
         "comparison": _comparison_facts(conversion.comparison),
-        "onnx": onnx,
+        "onnx": {"file_bytes": len(delivery.onnx), "comparison": onnx} if onnx else None,
     }
 
 
 def _checkpoint(args: argparse.Namespace) -> Path:
     given = [path for path in (args.checkpoint, args.input) if path is not None]
     if len(given) != 1:
-        raise ConvertError("give one checkpoint: bam convert CHECKPOINT -o NAME_x4.bam.safetensors")
+        raise ArgumentsError("give one checkpoint: bam convert CHECKPOINT -o NAME_x4.bam.safetensors")
     if args.method and args.options is None:
-        raise ConvertError("--method chooses in an option file; give it by -opt")
+        raise ArgumentsError("--method chooses in an option file; give it by -opt")
     return given[0]
 
 
 def _check_places(args: argparse.Namespace, source: Path) -> None:
-    """No output may take the place of an input or of another output, nor, without --force, of any file."""
+    """No output may take the place of an input or of another output, nor a report, without --force, of any file."""
     inputs = {"the checkpoint": source, "--options": args.options, "--facts": args.facts}
     taken = {path.resolve(): what for what, path in inputs.items() if path is not None}
     taken |= {path.resolve(): "--images" for path in args.images}
@@ -151,28 +140,11 @@ def _check_places(args: argparse.Namespace, source: Path) -> None:
             continue
         other = taken.setdefault(path.resolve(), what)
         if other != what:
-            raise ConvertError(f"{what} and {other} both name {path}; give each file a name of its own")
+            raise ArgumentsError(f"{what} and {other} both name {path}; give each file a name of its own")
         if path.is_dir():
-            raise ConvertError(f"{what} takes a file, {path} is a folder")
-        written = what == "--report" or not args.dry_run
-        if written and path.exists() and not args.force:
-            raise ConvertError(f"{path} exists; choose another name or give --force")
-
-
-def _agrees(what: str, comparison: Any, least: float) -> bool:
-    """Print a comparison; say so when it found less agreement than `least`."""
-    if comparison is None:
-        return True
-    sys.stdout.write(_comparison_text(what, comparison) + "\n")
-    if comparison.agreement >= least:
-        return True
-    sys.stderr.write(
-        f"bam: {what} agrees with PyTorch in a share of {comparison.agreement:.6f} of values or of a layer's signs, "
-        f"less than --min-agreement {least:g}: nothing written. From the same signs, rounding changes a few of a "
-        "million; more is a fault of the conversion: please report it with the layer named above (--report FILE has "
-        "all of them)\n"
-    )
-    return False
+            raise ArgumentsError(f"{what} takes a file, {path} is a folder")
+        if what == "--report" and path.exists() and not args.force:
+            raise ArgumentsError(f"{path} exists; choose another name or give --force")
 
 
 def _reach(model: PackedModel | MixedModel) -> str:
@@ -182,64 +154,44 @@ def _reach(model: PackedModel | MixedModel) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert. Returns 1, and writes no packed file, when a comparison finds more difference than allowed."""
+    """Convert and print what was found. Nothing but a report is written when a comparison finds too large a share."""
     source = _checkpoint(args)
     _check_places(args, source)
-    if not 0 <= args.min_agreement <= 1:
-        raise ConvertError(f"--min-agreement takes a share from 0 to 1, found {args.min_agreement}")
-    from bam_plugin.conversion import converter, onnx_export
-    from bam_plugin.conversion.verify import compare_runs, default_images
+    from bam_plugin.conversion.delivery import DisagreementError, convert
 
-    if args.onnx:
-        for package in ("onnx",) if args.no_verify else ("onnx", "onnxruntime"):
-            onnx_export.require(package)  # before the work, not after
-
-    def images(channels: int) -> list[Any]:
-        return default_images(channels) + [_read_image(path, channels) for path in args.images]
-
-    conversion = converter.convert_checkpoint(
-        source,
-        args.options,
-        method=args.method,
-        param_key=args.param_key,
-        facts=_read_facts(args.facts) if args.facts else None,
-        images=images,
-        verify=not args.no_verify,
-        require_graph=args.require_graph or args.onnx is not None,
-    )
-    onnx, onnx_comparison = b"", None
-    if args.onnx:
-        assert isinstance(conversion.model, PackedModel)  # require_graph
-        onnx = onnx_export.export_onnx(conversion.model)
-        if not args.no_verify:
-            onnx_comparison = compare_runs(
-                conversion.network,
-                onnx_export.observed_runner(conversion.model),
-                images(conversion.model.num_in_ch),
-                run_alone=onnx_export.onnx_runner(onnx),
-            )
-    out = sys.stdout
-    out.write(layer_table(conversion.rows) + "\n")
-    if isinstance(conversion.model, MixedModel):
-        out.write(f"no packed graph: {conversion.model.no_graph}; so this is a mixed file, which runs in torch\n")
+    refusal = None
+    try:
+        delivery = convert(
+            source,
+            args.output,
+            options=args.options,
+            method=args.method,
+            param_key=args.param_key,
+            facts=_read_facts(args.facts) if args.facts else None,
+            images=args.images,
+            verify=not args.no_verify,
+            min_agreement=args.min_agreement,
+            onnx=args.onnx,
+            require_graph=args.require_graph,
+            overwrite=args.force,
+            write=not args.dry_run,
+        )
+    except DisagreementError as error:
+        delivery, refusal = error.delivery, error
+    model, out = delivery.conversion.model, sys.stdout
+    out.write(layer_table(delivery.conversion.rows) + "\n")
+    if isinstance(model, MixedModel):
+        out.write(f"no packed graph: {model.no_graph}; so this is a mixed file, which runs in torch\n")
     if args.report:
-        checked = _comparison_facts(onnx_comparison)
-        facts = {"file_bytes": len(onnx), "comparison": checked} if checked else None
         with atomic_path(args.report) as temporary:
-            temporary.write_text(json.dumps(_report(conversion, facts), indent=2) + "\n", encoding="utf-8")
-    checks = [("the packed network", conversion.comparison), ("the ONNX model", onnx_comparison)]
-    if not all([_agrees(what, comparison, args.min_agreement) for what, comparison in checks]):
-        return 1
-    if args.dry_run:
-        return 0
-    with atomic_path(args.output) as temporary:
-        temporary.write_bytes(conversion.data)
-    out.write(
-        f"{args.output}: {len(conversion.data):,} bytes (checkpoint {source.stat().st_size:,}), scale "
-        f"{conversion.model.scale}, {_reach(conversion.model)}\n"
-    )
-    if args.onnx:
-        with atomic_path(args.onnx) as temporary:
-            temporary.write_bytes(onnx)
-        out.write(f"{args.onnx}: {len(onnx):,} bytes, height and width free\n")
+            temporary.write_text(json.dumps(_report(delivery), indent=2) + "\n", encoding="utf-8")
+    for what, comparison in delivery.comparisons.items():
+        out.write(_comparison_text(what, comparison) + "\n")
+    if refusal is not None:
+        raise refusal
+    if not args.dry_run:
+        sizes = f"{len(delivery.conversion.data):,} bytes (checkpoint {source.stat().st_size:,})"
+        out.write(f"{args.output}: {sizes}, scale {model.scale}, {_reach(model)}\n")
+        if args.onnx:
+            out.write(f"{args.onnx}: {len(delivery.onnx):,} bytes, height and width free\n")
     return 0

@@ -25,8 +25,11 @@ from torch import nn
 
 from bam_plugin.engine.engine import Engine
 from bam_plugin.mixed.mixed_engine import MixedEngine
+from bam_plugin.mixed.mixed_network import sizes_of
 from bam_plugin.nn.binary_conv import binary_convs
 from bam_plugin.packed.bits import words_to_bits
+from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.pictures.bgr import network_input
 from bam_plugin.pictures.read import read_picture
 
@@ -196,12 +199,24 @@ def compare(network: nn.Module, engine: Engine | MixedEngine, images: Iterable[n
 
     Both see them padded to a size that the network takes, as the engines do it.
     """
+    fitted = fitted_images(engine.model, images)
     if isinstance(engine, MixedEngine):
-        fitted = (_padded(image, [engine.sizes.fit(length) for length in image.shape[:2]]) for image in images)
         return compare_runs(network, lambda image: _run_mixed(engine, image), fitted)
-    multiple = engine.model.graph.size_multiple
-    fitted = (_padded(image, [-(-length // multiple) * multiple for length in image.shape[:2]]) for image in images)
     return compare_runs(network, lambda image: _run_packed(engine, image), fitted)
+
+
+def fitted_images(model: PackedModel | MixedModel, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The images (H, W, C), padded to a size that the network takes, as the engines do it."""
+    if isinstance(model, MixedModel):
+        fit = sizes_of(model).fit
+    else:
+        multiple = model.graph.size_multiple
+
+        def fit(length: int) -> int:
+            return -(-length // multiple) * multiple
+
+    for image in images:
+        yield _padded(image, [fit(length) for length in image.shape[:2]])
 
 
 def _padded(image: np.ndarray, size: list[int]) -> np.ndarray:

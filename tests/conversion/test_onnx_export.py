@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.mixed_hosts import section
 from helpers.networks import SMALL_BSRN, enliven
 from helpers.packed_models import (
     every_operation,
@@ -18,11 +19,13 @@ from helpers.packed_models import (
 
 from bam_plugin.cli import main
 from bam_plugin.conversion.converter import convert_network
+from bam_plugin.conversion.delivery import export_network
 from bam_plugin.conversion.onnx_export import export_onnx, observed_runner, onnx_runner
 from bam_plugin.conversion.verify import compare_runs, default_images
 from bam_plugin.engine import Engine
 from bam_plugin.nn import METHODS
 from bam_plugin.packed import PackedModel
+from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.toolbox.networks import build_network
 
@@ -109,3 +112,20 @@ def test_a_missing_package_is_named(checkpoint, tmp_path, capsys, monkeypatch):
     assert "onnxruntime" in error and "bam-plugin[onnx]" in error
     assert not (tmp_path / "a.st").exists()
     assert main([*arguments, "--no-verify"]) == 0  # writing alone needs onnx only
+
+
+def test_a_mixed_network_is_exported_by_pytorch(tmp_path, capsys):
+    options = section("RCAN")
+    torch.manual_seed(7)
+    network = enliven(build_network(options)).eval()
+    torch.save({"params": network.state_dict(), "network_g": options}, tmp_path / "net.pth")
+    arguments = ["convert", str(tmp_path / "net.pth"), "-o", str(tmp_path / "a.st"), "--onnx", str(tmp_path / "a.onnx")]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "so this is a mixed file" in out and "the ONNX model compared with PyTorch on 5 images" in out
+    image = np.random.default_rng(0).random((13, 10, 3), dtype=np.float32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    assert np.abs(onnx_runner((tmp_path / "a.onnx").read_bytes())(image) - expected).max() < 1e-5
+    with pytest.raises(ConversionError, match="leave out"):
+        export_network(torch.nn.AdaptiveAvgPool2d((7, 5)), num_in_ch=3, edge=16)
