@@ -17,8 +17,12 @@ _PUBLIC = {
     "Upscaler": "bam_plugin.upscale.upscaler",
     "binarize": "bam_plugin.nn.mixing.swap",
     "convert": "bam_plugin.conversion.delivery",
-    "quantize": "bam_plugin.conversion.quantization",
+    "convert_network": "bam_plugin.conversion.converter",
+    "evaluate": "bam_plugin.data.evaluation",
+    "export_onnx": "bam_plugin.conversion.onnx_export",
     "profile": "bam_plugin.conversion.profiling",
+    "quantize": "bam_plugin.conversion.quantization",
+    "upscale_files": "bam_plugin.upscale.batch",
 }
 """Public name -> the module that defines it. No room of the house may have one of these names."""
 _ROOMS = ("archs", "config", "data", "engine", "errors", "models", "nn", "optim", "packed")

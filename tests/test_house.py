@@ -91,13 +91,22 @@ def test_light_imports_stay_light(statement: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_lazy_submodules_resolve_and_unknown_names_fail() -> None:
+def test_public_names_resolve_lazily_and_unknown_names_fail() -> None:
     import bam_plugin
 
-    assert bam_plugin.errors.BamError.exit_code == 2
+    for name in bam_plugin.__all__:
+        found = getattr(bam_plugin, name)
+        assert name == "__version__" or found.__doc__, f"{name} has no docstring"
     assert "packed" in dir(bam_plugin)
     with pytest.raises(AttributeError, match="no_such_part"):
         _ = bam_plugin.no_such_part
+
+
+def test_no_room_has_a_public_name() -> None:
+    # A room that is imported would take the name's place.
+    from bam_plugin import _PUBLIC
+
+    assert not set(_PUBLIC) & {room_of(module) for module in modules_of(PACKAGE)}
 
 
 def test_every_command_has_a_module_with_help() -> None:
