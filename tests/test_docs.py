@@ -111,7 +111,8 @@ def test_the_site_turns_links_of_pages_outside_docs() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_names_is_there(page: Path) -> None:
-    words = [word for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")) for word in code.split()]
+    text = re.sub(r"New file `[^`]+`", "", page.read_text(encoding="utf-8"))  # of a recipe in CONTRIBUTING.md
+    words = [word for code in re.findall(r"`([^`\n]+)`", text) for word in code.split()]
     named = {word for word in words if re.fullmatch(r"[\w.-]+/[\w./-]+\.(py|c|h|yml|md|csv|png|pth)", word)}
     ours = {word for word in named if word.split("/")[0] not in ("basicsr", "experiments", "results", "datasets")}
     assert not [word for word in ours if not any((folder / word).is_file() for folder in (ROOT, ROOT / "bam_plugin"))]

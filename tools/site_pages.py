@@ -15,7 +15,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "bam_plugin/zoo/MODEL_CARD.md": "card.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+    "bam_plugin/zoo/MODEL_CARD.md": "card.md",
+}
 ROOMS = sorted({path.parent.name for path in (ROOT / "bam_plugin").glob("*/__init__.py")} - {"commands", "zoo"})
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
