@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bam_plugin.archs.options import NetworkOptions, takes
 from bam_plugin.nn.blocks import HPBBlock
-from bam_plugin.nn.layers import body_conv
+from bam_plugin.nn.layers import body_conv, rectifier
 from bam_plugin.nn.methods import methods_of_parts
 from bam_plugin.nn.options import ConvOptions
 from bam_plugin.nn.upsampling import check_global_skip, global_skip, make_upsampler
@@ -111,7 +111,7 @@ class BSRN(nn.Module):
         check_global_skip(options.global_skip, num_in_ch=num_in_ch, num_out_ch=num_out_ch)
         self.upscale = options.upscale
         self.global_skip = options.global_skip
-        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), nn.ReLU())
+        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), rectifier(method))
         self.body = nn.Sequential(
             *(
                 HPBBlock(

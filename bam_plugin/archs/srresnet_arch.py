@@ -2,7 +2,9 @@
 
 9x9 head, 16 residual blocks of two 3x3 convolutions with BatchNorm, a 3x3 convolution with BatchNorm and the long skip,
 PixelShuffle upsampling, 9x9 tail; no convolution has a bias. A binary block keeps its normalizations (they bring the
-convolution's range to that of the identity path) and has no rectifier.
+convolution's range to that of the identity path) unless the method has none (bbcu), and has no rectifier. Where each
+convolution has an identity path of its own, that takes the place of the one around the block: two would double the
+range from block to block.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ STAGES = {2: (2,), 3: (3,), 4: (2, 2)}
 
 
 class ResidualBlock(nn.Module):
-    """x + BN(conv(PReLU(BN(conv(x))))), or x + chain(x) for a binary chain; (N, C, H, W) -> (N, C, H, W)."""
+    """x + BN(conv(PReLU(BN(conv(x))))), or a binary chain with its own identity paths or, without such, one around it.
+
+    (N, C, H, W) -> (N, C, H, W).
+    """
 
     def __init__(self, *, num_feat: int, chain: BinaryChain | None = None) -> None:
         super().__init__()
+        self.skip = chain is None or not chain.skip
         self.body = chain or nn.Sequential(
             nn.Conv2d(num_feat, num_feat, 3, padding=1, bias=False),
             nn.BatchNorm2d(num_feat),
@@ -36,7 +42,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return x + self.body(x)
+        return x + self.body(x) if self.skip else self.body(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,7 @@ class SRResNet(nn.Module):
         def chain() -> BinaryChain | None:
             if method is None:
                 return None
-            return options.chain(num_feat=num_feat, num_convs=2, norm=True, relu="between")
+            return options.chain(num_feat=num_feat, num_convs=2, norm=method.norm is not False, relu="between")
 
         self.head = nn.Sequential(
             body_conv(options.num_in_ch, num_feat, 9, bias=False, method=parts["head"]), nn.PReLU()

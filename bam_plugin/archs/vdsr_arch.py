@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from bam_plugin.archs.options import NetworkOptions, takes
-from bam_plugin.nn.layers import body_conv
+from bam_plugin.nn.layers import body_conv, rectifier
 from bam_plugin.nn.methods import methods_of_parts
 from bam_plugin.nn.options import ChainOptions
 
@@ -52,9 +52,7 @@ class VDSR(nn.Module):
         method = options.method() if options.binarizer is not None else None
         parts = methods_of_parts(options.binary_parts, PARTS, method)
         self.upscale = options.upscale
-        self.head = nn.Sequential(
-            body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), nn.ReLU(inplace=True)
-        )
+        self.head = nn.Sequential(body_conv(num_in_ch, num_feat, bias=True, method=parts["head"]), rectifier(method))
         if method is None:
             layers = [
                 layer

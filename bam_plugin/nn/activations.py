@@ -94,14 +94,16 @@ class Step:
 class ActivationBinarizer(nn.Module):
     """Base of the activation binarizers, see the module's text; a class of its own defines `maps` at least.
 
-    Args:
-        num_feat: channels C of the map.
-        norm: the normalization that `value` begins with, or None.
+    `num_feat` is the number of channels C of the map. `norm` is the batch normalization that `value` begins with, or
+    None.
     """
 
     alphabet: str | None = "-1,+1"
     bases = 1
     has_magnitude = False
+    normalizes = False
+    """Whether it begins with a batch normalization. Behind a rectifier the others see no negative value, and where
+    their threshold starts at 0 they give +1 everywhere."""
     has_threshold = False
     """Whether it learns a threshold per channel, whose start the keyword `shift` moves (see BinaryChain's planes)."""
     fusable = False
@@ -119,10 +121,10 @@ class ActivationBinarizer(nn.Module):
                 raise ValueError(f"there is an activation binarizer {name!r} already: {ACTIVATION_BINARIZERS[name]}")
             ACTIVATION_BINARIZERS[name] = cls
 
-    def __init__(self, *, num_feat: int, norm: nn.BatchNorm2d | None = None) -> None:
+    def __init__(self, *, num_feat: int) -> None:
         super().__init__()
         self.num_feat = num_feat
-        self.norm = norm
+        self.norm = nn.BatchNorm2d(num_feat) if self.normalizes else None
 
     @property
     def low(self) -> float:
@@ -193,8 +195,8 @@ class EstimatedSign(ActivationBinarizer):
     Tie: Sign(0) = +1.
     """
 
-    def __init__(self, *, num_feat: int, norm: nn.BatchNorm2d | None = None, estimator: str) -> None:
-        super().__init__(num_feat=num_feat, norm=norm)
+    def __init__(self, *, num_feat: int, estimator: str) -> None:
+        super().__init__(num_feat=num_feat)
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {tuple(ESTIMATORS)}, found {estimator!r}")
         self.estimator = estimator
@@ -221,13 +223,14 @@ class BatchNormSign(EstimatedSign, name="bn_sign"):
     Tie: Sign(0) = +1.
     """
 
+    normalizes = True
     fusable = True
     has_threshold = True
 
     def __init__(self, *, num_feat: int, estimator: str = "clip", shift: float = 0.0) -> None:
-        norm = nn.BatchNorm2d(num_feat)
-        nn.init.constant_(norm.bias, shift)
-        super().__init__(num_feat=num_feat, norm=norm, estimator=estimator)
+        super().__init__(num_feat=num_feat, estimator=estimator)
+        assert self.norm is not None
+        nn.init.constant_(self.norm.bias, shift)
 
 
 class PlainSign(EstimatedSign, name="sign"):
@@ -269,11 +272,12 @@ class DoReFaActivation(ActivationBinarizer, name="dorefa"):
     """
 
     alphabet = "0,1"
+    normalizes = True
 
     def __init__(self, *, num_feat: int) -> None:
-        norm = nn.BatchNorm2d(num_feat)
-        nn.init.constant_(norm.bias, 0.5)
-        super().__init__(num_feat=num_feat, norm=norm)
+        super().__init__(num_feat=num_feat)
+        assert self.norm is not None
+        nn.init.constant_(self.norm.bias, 0.5)
 
     def maps(self, value: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """1 from 0.5 on, one base."""
@@ -288,10 +292,12 @@ class ABCActivation(ActivationBinarizer, name="abc"):
     Gradient: to R and v_n, b_n g where 0 <= R + v_n <= 1, else 0; to b_n, sum(g * A_n). Tie: Sign(0) = +1.
     """
 
+    normalizes = True
+
     def __init__(self, *, num_feat: int, bases: int = 1) -> None:
         if bases < 1:
             raise ValueError(f"bases must be at least 1, found {bases}")
-        super().__init__(num_feat=num_feat, norm=nn.BatchNorm2d(num_feat))
+        super().__init__(num_feat=num_feat)
         self.bases = bases
         self.shift = nn.Parameter(1.5 * (torch.arange(bases) - (bases - 1) / 2))
         self.factor = nn.Parameter(torch.ones(bases))
@@ -312,10 +318,11 @@ class XNORSign(EstimatedSign, name="xnor"):
     the sign by `estimator`, none through the magnitude. Tie: Sign(0) = +1.
     """
 
+    normalizes = True
     has_magnitude = True
 
     def __init__(self, *, num_feat: int, estimator: str = "clip") -> None:
-        super().__init__(num_feat=num_feat, norm=nn.BatchNorm2d(num_feat), estimator=estimator)
+        super().__init__(num_feat=num_feat, estimator=estimator)
 
 
 class FloatActivation(ActivationBinarizer, name="float"):
@@ -325,9 +332,6 @@ class FloatActivation(ActivationBinarizer, name="float"):
     """
 
     alphabet = None
-
-    def __init__(self, *, num_feat: int) -> None:
-        super().__init__(num_feat=num_feat)
 
     def maps(self, value: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """The map itself."""

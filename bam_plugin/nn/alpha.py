@@ -1,8 +1,10 @@
-"""Eq. 6 taken literally: the alpha that minimizes J(a) = ||W_n - W_n^B(a)||^2, found exactly along each coordinate.
+"""Eq. 6 taken literally: an alpha with a small J(a) = ||W_n - W_n^B(a)||^2, by an exact search along each coordinate.
 
 With the other factors fixed, each sign of W_n^B flips at one value of a_i, so J is piecewise constant in a_i and its
-minimum is found by sorting these breakpoints. Coordinates are searched in turn until none improves. J is nearly
-minimal at (0, ..., 0, 1), which switches the accumulation off; this module exists to show that, and to reproduce it.
+minimum along that coordinate is found by sorting these breakpoints. Coordinates are searched in turn until none
+improves. The end is a minimum along each coordinate, not over all alphas: of 1,300 random ones, most of them close to
+(0, 0, 1), some were better in 19 of 60 groups of three random filters of 8x8x3x3. J is nearly minimal at (0, ..., 0, 1),
+which switches the accumulation off; this module exists to show that, and to reproduce it.
 """
 
 from __future__ import annotations

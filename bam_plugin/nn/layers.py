@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bam_plugin.nn.accumulation import ActivationScale
@@ -38,6 +39,14 @@ def body_conv(
         output_scale="channel",
         output_scale_init=1.0,
     )
+
+
+def rectifier(method: Method | None) -> nn.Module:
+    """What stands between a full-precision convolution and binary ones by `method`: a ReLU, or a leaky one (slope 0.1).
+
+    Behind a ReLU a sign that is taken of the map itself would be +1 everywhere.
+    """
+    return nn.LeakyReLU(0.1) if method is not None and method.needs_both_signs else nn.ReLU()
 
 
 class RPReLU(nn.Module):
@@ -125,9 +134,9 @@ class BinaryChain(nn.Module):
 
     With A_1 = x and A_{n+1} = layer_n(input of layer n):
         input of layer n = b_1 A_1 + ... + b_n A_n   (eq. 9 before its BN and Sign), or A_n without accumulation.
-    An identity path around layer n adds A_n. With several planes a step has that many layers with the same input,
-    which see it through different thresholds; A_{n+1} = ((A_n + first) + second) ..., and a convolution accumulates
-    the weights of its own plane.
+    An identity path around layer n adds A_n. A leaky ReLU of the method stands between the layers. With several planes a
+    step has that many layers with the same input, which see it through different thresholds; A_{n+1} = ((A_n + first)
+    + second) ..., and a convolution accumulates the weights of its own plane.
 
     Args:
         num_feat, num_convs: channels and number of layers, or of steps.
@@ -167,6 +176,8 @@ class BinaryChain(nn.Module):
             raise ValueError(f"relu must be 'all' or 'between', found {relu!r}")
         self.accumulate_weights = accumulate_weights
         self.num_planes = num_planes
+        self.skip = method.skip
+        self.leaky_slope = method.leaky_slope
         # Step by step, so that the layers of one step follow each other.
         self.layers = nn.ModuleList(
             BinaryLayer(
@@ -206,6 +217,8 @@ class BinaryChain(nn.Module):
                 x = layer(source, earlier, x)
             if index < self.rectified:
                 x = torch.relu(x)
+            elif self.leaky_slope is not None and index < len(layers) // self.num_planes - 1:
+                x = F.leaky_relu(x, self.leaky_slope)
             if self.accumulate_weights:
                 previous = tuple((*earlier, layer.conv.weight) for layer, earlier in zip(step, previous, strict=True))
         return x

@@ -3,14 +3,26 @@
 A method is data, so that any part of it can be replaced: `make_method("bam", activation="float")` has BAM's weights and
 full-precision activations. What each binarizer computes, and with which gradient, is in the docstring of its class.
 
-E2FIF and BBCU bring no binarizer of their own; what makes them is the way of skips, normalization and RPReLU. In words
-(W latent, A activation, g the gradient that reaches the binary value, * the convolution, Sign(0) = +1 throughout):
-- `e2fif`: y = BN(W^B * Sign(A)) + A, no activation function. W^B = Sign(W) E|W|, one scale per output filter, none for
-  activations. dL/dW = g where |W| <= 1, else 0 (the scale is a constant); dL/dA = g max(0, 2 - 2|A|).
-- `bbcu`: y = RPReLU(W^B * Sign(A - t)) + A, no normalization. W^B as above; t is one learned threshold per input
-  channel, RPReLU has two shifts and a slope per output channel. dL/dW as above; dL/dA = g max(0, 2 - 2|A - t|), and
-  dL/dt = -dL/dA summed over the batch and the map.
-- The identity path adds the gradient of y to dL/dA in both; it is left out where the convolution changes the shape.
+Bi-Real Net, ReActNet, E2FIF and BBCU have one full-precision identity path around every convolution and none around a
+block of two. In words (W latent weight, A activation, g the gradient that reaches the binary value, * the convolution,
+Sign(0) = +1 throughout):
+- `bireal`: y = BN(W^B * Sign(A)) + A;   `react`: y = RPReLU(BN(W^B * Sign(A - t)) + A).
+- `e2fif`: y = BN(W^B * Sign(A)) + A with W^B = Sign(W), no scale, dL/dW = g; dL/dA = g max(0, 2 - 2|A|). A leaky ReLU of
+  slope 0.1 stands between the two convolutions of a block.
+- `bbcu`: y = RPReLU(W^B * Sign(A - t)) + A, no normalization. W^B = Sign(W) E|W|, dL/dW = g where |W| <= 1, else 0;
+  dL/dA = g max(0, 2 - 2|A - t|), and dL/dt = -dL/dA summed over the batch and the map. Its network is `BBCU` in
+  bam_plugin.archs.
+- The identity path adds the gradient of y to dL/dA; it is left out where the convolution changes the shape.
+
+Where the authors' published code differs (looked at in November 2026):
+- all four: torch.sign, so that a 0 gives 0 and no value of the alphabet.
+- `bireal`, `react`: latents start as rand * 0.001, all positive. `bireal`: dL/dW = g inside [-1, 1] without the factor
+  E|W| of the paper: `weight_binarizer: react` is that. `react`: trained in two steps, binary activations first.
+- `e2fif`: a bias in front of each normalization, which the normalization takes away again.
+- `bbcu`: the input is multiplied by k = 130 and the output divided by it, which amplifies the identity path (`BBCU` has
+  it; in other networks `output_scale` scales the other branch).
+- `xnor`: before each step the latents lose their mean over the input channels and are clipped to [-1, 1]; the magnitude
+  of the activations (K of the paper) is left out; dL/dW has the factor 1 - 1/I for I input channels.
 """
 
 from __future__ import annotations
@@ -85,17 +97,24 @@ class Method:
     """Keywords of the activation binarizer, without num_feat."""
     accumulate: bool = False
     """Whether the activations of a group are accumulated (eq. 9)."""
-    norm: bool = False
-    """BatchNorm2d after the convolution."""
+    norm: bool | None = None
+    """BatchNorm2d after the convolution; None leaves that to the network, and where that has none there is none."""
     skip: bool = False
     """Full-precision identity path around the convolution."""
     rprelu: str | None = None
     """RPReLU `before` or `after` the identity path is added, or None."""
+    leaky_slope: float | None = None
+    """Slope of a leaky ReLU between the layers of a chain, or None."""
 
     @property
     def float_activations(self) -> bool:
         """Whether only the weights are binary."""
         return ACTIVATION_BINARIZERS[self.activation].alphabet is None
+
+    @property
+    def needs_both_signs(self) -> bool:
+        """Whether a rectified map would blind it: its sign is taken of the map itself, see ActivationBinarizer."""
+        return not self.float_activations and not ACTIVATION_BINARIZERS[self.activation].normalizes
 
     def conv_options(self, group_index: int = 0) -> dict[str, Any]:
         """Keywords for BinaryConv2d at this 0-based position of an accumulation group."""
@@ -123,15 +142,18 @@ METHODS: dict[str, Method] = {
         weight="react", activation="rsign", norm=True, skip=True, rprelu="after", source="Liu et al., ECCV 2020"
     ),
     "e2fif": Method(
-        weight="react",
+        weight="bnn",
+        weight_options={"clip": False},
         activation="sign",
         norm=True,
         skip=True,
+        leaky_slope=0.1,
         source="Song et al., TIP 2023: y = BN(conv) + identity around every convolution",
     ),
     "bbcu": Method(
         weight="react",
         activation="rsign",
+        norm=False,
         skip=True,
         rprelu="before",
         source="Xia et al., ICLR 2023: no normalization, RPReLU inside the identity path",

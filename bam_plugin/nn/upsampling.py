@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bam_plugin.nn.layers import body_conv
+from bam_plugin.nn.layers import BinaryLayer, body_conv
 from bam_plugin.nn.methods import Method
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect")
@@ -28,6 +30,26 @@ def global_skip(out: Tensor, x: Tensor, *, mode: str | None, upscale: int) -> Te
     if mode is None:
         return out
     return out + F.interpolate(x, scale_factor=upscale, mode=mode, align_corners=False)
+
+
+class BinaryUpsampling(nn.Module):
+    """PixelShuffle(layer(x)) + x enlarged by nearest neighbours   (Xia et al., BBCU, ICLR 2023).
+
+    (N, C, H, W) -> (N, C, H * upscale, W * upscale); the binary layer has C `upscale`^2 filters. The enlarged x is left
+    out where the method has no identity path.
+    """
+
+    def __init__(self, *, num_feat: int, upscale: int, method: Method, **options: Any) -> None:
+        """`options` go to BinaryLayer."""
+        super().__init__()
+        self.upscale = upscale
+        self.layer = BinaryLayer(in_channels=num_feat, out_channels=num_feat * upscale**2, method=method, **options)
+        self.skip = method.skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge a map."""
+        out = F.pixel_shuffle(self.layer(x), self.upscale)
+        return out + F.interpolate(x, scale_factor=self.upscale, mode="nearest") if self.skip else out
 
 
 def make_upsampler(

@@ -90,8 +90,9 @@ class BAMWeight(WeightBinarizer, name="bam"):
     Learned alpha gets dL/da_i = sum(g * W_i) in both cases.
     Tie: Sign(0) = +1. Scale per output filter.
 
-    alpha: `one` (the paper's W1), `learned` (n scalars, 1 at the start) or `solved` (the minimum of eq. 6, found anew
-    from the present weights in every call, see solve_alpha; it nearly switches the accumulation off, the paper's W2).
+    alpha: `one` (the paper's W1), `learned` (n scalars, 1 at the start) or `solved` (eq. 6: a minimum along each
+    coordinate, searched anew from the present weights in every call, see solve_alpha; it nearly switches the
+    accumulation off, the paper's W2).
     group_index: n - 1, the number of earlier convolutions in the accumulation group.
     """
 
@@ -132,13 +133,17 @@ class BAMWeight(WeightBinarizer, name="bam"):
 
 
 class BNNWeight(WeightBinarizer, name="bnn"):
-    """W^B = Sign(W), no scale   (Hubara et al., Binarized Neural Networks, NeurIPS 2016).
+    """W^B = Sign(W), no scale   (Hubara et al., Binarized Neural Networks, NeurIPS 2016; E2FIF).
 
-    Gradient: dL/dW = g where |W| <= 1, else 0. Tie: Sign(0) = +1. The paper also clips the latents to
-    [-1, 1] after each update; that is the optimizer's part.
+    Gradient: dL/dW = g where |W| <= 1, else 0; with `clip` off g everywhere, as E2FIF's code has it. Tie: Sign(0) = +1.
+    The paper also clips the latents to [-1, 1] after each update; that is the optimizer's part.
     """
 
     scaled = False
+
+    def __init__(self, *, clip: bool = True) -> None:
+        super().__init__()
+        self.clip = clip
 
     def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
         """One pair with the scale 1, see WeightBinarizer."""
@@ -146,8 +151,8 @@ class BNNWeight(WeightBinarizer, name="bnn"):
             return [(sign(latent), latent.new_ones(latent.shape[0]))]
 
     def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """W inside [-1, 1]."""
-        return windowed(latent, -1, 1)
+        """W inside [-1, 1], or W."""
+        return windowed(latent, -1, 1) if self.clip else latent
 
 
 class DoReFaWeight(WeightBinarizer, name="dorefa"):
@@ -167,7 +172,7 @@ class DoReFaWeight(WeightBinarizer, name="dorefa"):
 
 
 class ReActWeight(WeightBinarizer, name="react"):
-    """W^B = Sign(W) * E|W|, one scale per output filter   (Liu et al., ReActNet, ECCV 2020; E2FIF and BBCU alike).
+    """W^B = Sign(W) * E|W|, one scale per output filter   (Liu et al., ReActNet, ECCV 2020; BBCU).
 
     Gradient: dL/dW = g where |W| <= 1, else 0. Tie: Sign(0) = +1.
     """
@@ -185,7 +190,8 @@ class ReActWeight(WeightBinarizer, name="react"):
 class BiRealWeight(ReActWeight, name="bireal"):
     """W^B = Sign(W) * E|W|, one scale per output filter   (Liu et al., Bi-Real Net, ECCV 2018).
 
-    Gradient, aware of the magnitude: dL/dW = g * E|W| where |W| <= 1, else 0. Tie: Sign(0) = +1.
+    Gradient, aware of the magnitude: dL/dW = g * E|W| where |W| <= 1, else 0 (the paper; the authors' PyTorch code
+    leaves the factor E|W| out, as `react` does). Tie: Sign(0) = +1.
     """
 
     def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -212,7 +212,7 @@ def test_a_host_and_its_recipe_are_checked(
         ({"activation_binarizer": "bnsign"}, "activation_binarizer", "did you mean bn_sign?"),
         ({"binarizer": "abc", "weight_options": {"bses": 2}}, "weight_options.bses", "did you mean bases?"),
         ({"weight_binarizer": "abc", "weight_options": {"bases": "2"}}, "weight_options.bases", "without quotes"),
-        ({"binarizer": "bnn", "weight_options": {"bases": 2}}, "weight_options.bases", "nothing is valid here"),
+        ({"binarizer": "dorefa", "weight_options": {"bases": 2}}, "weight_options.bases", "nothing is valid here"),
         ({"weight_options": {"alpha": "learnd"}}, "weight_options", "'learned'"),
         ({"weight_options": {"group_index": 1}}, "weight_options.group_index", "nothing reads"),
         ({"activation_options": {"num_feat": 8}}, "activation_options.num_feat", "nothing reads"),

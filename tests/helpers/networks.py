@@ -18,6 +18,7 @@ SMALL_BSRN = {
 }
 # Options that make each network small. Every registered network needs a row here or in tests/archs/test_registry.py.
 SMALL_ARCHS = {
+    "BBCU": {"num_feat": 8, "num_block": 2},
     "BSRN": {"num_feat": 8, "num_hpb": 2},
     "PlainBSR": {"num_feat": 8, "num_group": 2, "num_convs": 2, "stem_feat": 4},
     "SRResNet": {"num_feat": 8, "num_block": 2},
