@@ -6,6 +6,7 @@ gets copies with their links turned.
 
 from __future__ import annotations
 
+import ast
 import os.path
 import re
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import bam_plugin
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -30,7 +33,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the API reference behind the other pages of the navigation."""
     assert config.nav is not None
-    config.nav.append({"API": [f"api/{room}.md" for room in ROOMS]})
+    config.nav.append({"API": ["api/index.md", *(f"api/{room}.md" for room in ROOMS)]})
     return config
 
 
@@ -39,6 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, target in PAGES.items():
         text = turn_links((ROOT / source).read_text(encoding="utf-8"), source, target)
         files.append(File.generated(config, target, content=text))
+    files.append(File.generated(config, "api/index.md", content=_public_names()))
     for room in ROOMS:
         files.append(File.generated(config, f"api/{room}.md", content=_reference(room)))
     return files
@@ -62,6 +66,17 @@ def turn_links(text: str, source: str, target: str) -> str:
         return f"]({os.path.relpath(page, PurePosixPath(target).parent)}{mark}{anchor})"
 
     return _LINK.sub(turned, text)
+
+
+def _public_names() -> str:
+    """The names that `import bam_plugin` offers, with the first line of each docstring."""
+    lines = []
+    for name, module in bam_plugin._PUBLIC.items():
+        tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+        [node] = [node for node in tree.body if getattr(node, "name", None) == name]
+        assert isinstance(node, ast.FunctionDef | ast.ClassDef)
+        lines.append(f"| [`bam_plugin.{name}`][{module}.{name}] | {(ast.get_docstring(node) or '').splitlines()[0]} |")
+    return "\n".join(["# Public names", "", "| name | what it does |", "|---|---|", *lines])
 
 
 def _reference(room: str) -> str:
