@@ -184,12 +184,14 @@ class BinaryConv2d(nn.Module):
     def is_fusable(self, x: Tensor) -> bool:
         """Whether training takes the fast path for `x`, see bam_plugin.nn.fast.fused."""
         activation, weight = self.binarize_activation, self.binarize_weight
+        norm = activation.norm
         return (
             fused.enabled_for(x)
             and activation.fusable
             and weight.bases == 1
-            and fused.supports_norm(activation.norm, x)
-            and not any(fused.has_hooks(part) for part in (activation, activation.norm, weight))
+            and norm is not None
+            and fused.supports_norm(norm, x)
+            and not any(fused.has_hooks(part) for part in (activation, norm, weight))
         )
 
     def _train_fused(self, x: Tensor, previous: Sequence[Tensor]) -> Tensor:
