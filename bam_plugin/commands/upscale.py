@@ -32,9 +32,9 @@ _log = logging.getLogger(__name__)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add, lossy = parser.add_argument, " and ".join(lossy_formats())
+    add, lossy = parser.add_argument, ", ".join(lossy_formats())
     add("-i", "--input", nargs="+", required=True, metavar="IN", help="picture files, folders or patterns ('*.jpg')")
-    add("-o", "--output", required=True, type=Path, metavar="OUT", help="a folder, or a file name for one picture")
+    add("-o", "--output", type=Path, metavar="OUT", help="folder, or file name for one picture (default: beside IN)")
     add("-m", "--model", metavar="MODEL", help="packed file or name of a shipped network (default: the shipped one)")
     add("-s", "--scale", type=_scale, help="magnification; resized from the nearest network's where none fits exactly")
     add("-t", "--tile", type=_tile, default=None, help="edge of a tile in input pixels, 0 for none, auto (default)")
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=PRECISIONS, default=FLOAT, help="of the float layers, if the file offers it (fp32)")
     add("--ext", choices=["auto", *written_formats()], default="auto", help="format of the results (default: auto)")
     add("--quality", type=_quality, default=DEFAULT_QUALITY, help=f"1 to 100 for {lossy} (default: %(default)s)")
-    add("--suffix", default="", help="text put behind each result's name")
+    add("--suffix", default="", help="text put behind each result's name (without -o: _x4 for a scale of 4)")
     add("--recursive", action="store_true", help="look into the folders of a folder, and keep their tree")
     add("--skip-existing", action="store_true", help="leave out pictures whose result is there")
     add("--max-megapixels", type=_megapixels, default=MAX_PIXELS / 1e6, help="refuse larger inputs (%(default)g)")

@@ -186,7 +186,24 @@ _RECORDS = (
     PictureFormat(
         name="ppm", decoders=("PPM",), endings=("ppm", "pgm", "pbm", "pnm"), is_deep=_ppm_is_deep, white=_ppm_white
     ),
-    PictureFormat(name="avif", decoders=("AVIF",), endings=("avif",), animated=True),
+    PictureFormat(
+        name="avif",
+        decoders=("AVIF",),
+        endings=("avif",),
+        animated=True,
+        encoder=Encoder(
+            pillow="AVIF",
+            endings=("avif",),
+            longest_side=32768,  # of what its decoders take
+            memory=46,
+            most_pixels=28_000_000,
+            quality=True,
+            options={
+                "subsampling": "4:4:4",
+                "speed": 8,
+            },  # 6, the default, takes 2.5 times as long for 13 % fewer bytes
+        ),
+    ),
 )
 
 FORMATS = {format.name: format for format in _RECORDS}

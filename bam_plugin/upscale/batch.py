@@ -61,7 +61,7 @@ class Progress(Protocol):
 
 def upscale_files(
     inputs: Sequence[str | os.PathLike] | str | os.PathLike,
-    output: str | os.PathLike,
+    output: str | os.PathLike | None = None,
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -88,7 +88,7 @@ class UpscaleBatch:
     def __init__(
         self,
         inputs: Sequence[str | os.PathLike] | str | os.PathLike,
-        output: str | os.PathLike,
+        output: str | os.PathLike | None = None,
         *,
         model: Upscaler | str | os.PathLike | None = None,
         scale: float | None = None,
@@ -106,13 +106,13 @@ class UpscaleBatch:
 
         Args:
             inputs: files, folders, glob patterns; a folder gives the pictures in it, by their name ending.
-            output: a folder, or for a single picture a file name.
+            output: a folder, or for a single picture a file name. None: beside each input, with a suffix.
             model: an `Upscaler`, a packed file, or the name of a shipped network; the shipped one by default.
             scale: magnification, above 0 and at most 16; the network's own by default.
             tile: edge of a tile in input pixels, 0 for none, None to choose by the memory at hand.
             format: "auto" (as the picture came where that can hold the result, else PNG) or a format's name.
             quality: 1..100, for formats that lose detail.
-            suffix: text put behind each result's name.
+            suffix: text put behind each result's name; without an output `_x4` for a scale of 4, and so on.
             recursive: look into the folders of a folder, and keep their tree.
             skip_existing: leave out pictures whose result is there.
             dry_run: write nothing.
@@ -123,7 +123,7 @@ class UpscaleBatch:
         its error and keeps nothing from the others.
         """
         names = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-        output = Path(output)
+        output = None if output is None else Path(output)
         # Before the network is read: a wrong path is the likeliest mistake.
         found = find_inputs([os.fspath(name) for name in names], output=output, recursive=recursive)
         self.upscaler = model if isinstance(model, Upscaler) else Upscaler(model, scale=scale, **options)

@@ -33,6 +33,8 @@ class InputFile:
 
     path: Path
     relative: Path
+    named: bool = False
+    """Whether it was named itself, and not found in a folder or by a pattern."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class PlannedPicture:
         return self.info.width * self.info.height if self.info else 0
 
 
-def find_inputs(inputs: Sequence[str], *, output: Path, recursive: bool = False) -> list[InputFile]:
+def find_inputs(inputs: Sequence[str], *, output: Path | None, recursive: bool = False) -> list[InputFile]:
     """List the files that `inputs` (files, folders, glob patterns) name, sorted, each once.
 
     Folders give the files with a picture's name ending; hidden files (unfinished results among them) are passed over,
@@ -65,7 +67,7 @@ def find_inputs(inputs: Sequence[str], *, output: Path, recursive: bool = False)
                 hint = "" if recursive else "; --recursive looks into its folders"
                 raise InputError(f"{path}: the folder holds no pictures ({' '.join(sorted(ENDINGS))}){hint}")
         elif path.exists():
-            sources = [InputFile(path, Path(path.name))]
+            sources = [InputFile(path, Path(path.name), named=True)]
         elif glob.has_magic(name):
             sources = _by_pattern(name)
             if not sources:
@@ -78,16 +80,26 @@ def find_inputs(inputs: Sequence[str], *, output: Path, recursive: bool = False)
 
 
 def plan_pictures(
-    sources: Sequence[InputFile], *, output: Path, scale: float, format: str = "auto", suffix: str = "", max_pixels: int
+    sources: Sequence[InputFile],
+    *,
+    output: Path | None,
+    scale: float,
+    format: str = "auto",
+    suffix: str = "",
+    max_pixels: int,
 ) -> list[PlannedPicture]:
     """Read each picture's header and name its result.
 
-    `output` is a file when its name ends like a picture and there is one source, else a folder. A picture that cannot
-    be used is planned with an error; it keeps nothing from the others. Raises `InputError` for an output that
-    contradicts the rest.
+    `output` is a file when its name ends like a picture and there is one source, else a folder. Without an output the
+    results lie beside their sources, with `suffix` (`_x4` for a scale of 4) behind their names; what an earlier run has
+    left there is no source of this one, unless it is named itself. A picture that cannot be used is planned with an
+    error; it keeps nothing from the others. Raises `InputError` for an output that contradicts the rest.
     """
-    to_file = _is_file_name(output, sources)
-    if to_file and format not in ("auto", format_of_name(output).name):
+    if output is None:
+        suffix = suffix or f"_x{scale:g}"
+        sources = _without_results(sources, suffix)
+    to_file = output if output is not None and _is_file_name(output, sources) else None
+    if to_file is not None and format not in ("auto", format_of_name(to_file).name):
         raise InputError(f"{output}: the name asks for another format than --ext {format}; leave one of them out")
     inputs = {os.path.realpath(source.path) for source in sources}
     taken: dict[str, Path] = {}
@@ -95,7 +107,11 @@ def plan_pictures(
     for source in sources:
         try:
             info = probe_picture(source.path, max_pixels=max_pixels)
-            destination = output if to_file else _destination(source, info, output, scale, format, suffix)
+            if to_file is not None:
+                destination = to_file
+            else:
+                folder = source.path.parent if output is None else output / source.relative.parent
+                destination = folder / _result_name(source.path, info, scale, format, suffix)
             real = os.path.realpath(destination)
             if real in inputs:
                 raise OverwriteError(f"{destination}: is an input; choose another folder or a --suffix")
@@ -110,8 +126,8 @@ def plan_pictures(
     return planned
 
 
-def _in_folder(folder: Path, output: Path, recursive: bool) -> list[InputFile]:
-    skipped = os.path.realpath(output)
+def _in_folder(folder: Path, output: Path | None, recursive: bool) -> list[InputFile]:
+    skipped = None if output is None else os.path.realpath(output)
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(
@@ -122,6 +138,12 @@ def _in_folder(folder: Path, output: Path, recursive: bool) -> list[InputFile]:
             if name[0] != "." and path.suffix.lower() in ENDINGS:
                 found.append(InputFile(path, path.relative_to(folder)))
     return found
+
+
+def _without_results(sources: Sequence[InputFile], suffix: str) -> list[InputFile]:
+    """Without those that were not named and are called like the result of another one."""
+    results = {source.path.parent / f"{source.path.stem}{suffix}" for source in sources}
+    return [source for source in sources if source.named or source.path.parent / source.path.stem not in results]
 
 
 def _by_pattern(pattern: str) -> list[InputFile]:
@@ -143,8 +165,8 @@ def _is_file_name(output: Path, sources: Sequence[InputFile]) -> bool:
     return True
 
 
-def _destination(source: InputFile, info: PictureInfo, output: Path, scale: float, format: str, suffix: str) -> Path:
+def _result_name(source: Path, info: PictureInfo, scale: float, format: str, suffix: str) -> str:
     height, width = target_size((info.height, info.width), scale)
     chosen = automatic_format(info, width=width, height=height) if format == "auto" else format_named(format)
     # Not with_suffix: "a.b" is a stem that keeps its dot.
-    return output / source.relative.parent / f"{source.relative.stem}{suffix}.{chosen.name}"
+    return f"{source.stem}{suffix}.{chosen.name}"

@@ -29,10 +29,10 @@ from bam_plugin.packed.format import PackedModel, read_model
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.precision import FLOAT
 from bam_plugin.packed.zoo import find_model
-from bam_plugin.pictures.alpha import NEIGHBOURHOOD, clamp_alpha, fill_transparent
 from bam_plugin.pictures.read import MAX_PIXELS, check_array, read_picture
 from bam_plugin.pictures.resample import resample_bands
 from bam_plugin.pictures.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
+from bam_plugin.pictures.transparency import NEIGHBOURHOOD, clamp_alpha, fill_transparent
 from bam_plugin.pictures.write import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
 
 Progress = Callable[[int], None]

@@ -18,8 +18,11 @@ from helpers.upscale_models import write_tiny
 from PIL import Image
 
 from bam_plugin.cli import main
+from bam_plugin.pictures.formats import written_formats
 from bam_plugin.upscale import Upscaler, upscale_files
 from bam_plugin.upscale.batch_progress import BatchProgress
+
+needs_avif = pytest.mark.skipif("avif" not in written_formats(), reason="this Pillow writes no AVIF")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,23 @@ def test_an_input_is_never_overwritten(album, model, capsys):
     assert (album / "a_x4.png").exists()
 
 
+def test_without_an_output_results_lie_beside_their_inputs(album, model):
+    before = {name: (album / name).read_bytes() for name in _files(album)}
+    arguments = ["upscale", "-i", str(album), "-m", model, "--recursive", "-q"]
+    made = ["a_x4.png", "b_x4.jpg", "sub/deep/wrong_x4.jpg", "sub/ü 写真_x4.png"]
+    # A second run takes no result of the first one for an input.
+    assert main(arguments) == main(arguments) == 1
+    assert _files(album) == sorted([*before, *made])
+    for name, content in before.items():
+        assert (album / name).read_bytes() == content
+    assert main(["upscale", "-i", str(album / "*.png"), "-m", model, "-s", "2.5", "-q", "--skip-existing"]) == 1
+    assert (album / "a_x2.5.png").exists() and (album / "a_x4_x2.5.png").exists()
+    # What is named is wanted.
+    assert main(["upscale", "-i", str(album / "a_x4.png"), "-m", model, "--suffix", "_large", "-q"]) == 0
+    with Image.open(album / "a_x4_large.png") as image:
+        assert image.size == (192, 144)
+
+
 def test_results_inside_the_input_folder_are_not_inputs_of_the_next_run(album, model):
     arguments = ["upscale", "-i", str(album), "-o", str(album / "large"), "-m", model, "--recursive", "-q"]
     assert main(arguments) == main(arguments) == 1
@@ -168,6 +188,7 @@ def test_two_inputs_of_one_name_are_not_mixed_up(tmp_path, model, capsys):
         ("deep.png", [], ("PNG", "I;16")),
         ("rgba.png", ["--ext", "jpg", "--quality", "60"], ("JPEG", "RGB")),
         ("rgb.jpg", ["--ext", "webp"], ("WEBP", "RGB")),
+        pytest.param("rgba.png", ["--ext", "avif"], ("AVIF", "RGBA"), marks=needs_avif),
     ],
 )
 def test_the_format_of_the_result(tmp_path, model, source, options, expected):

@@ -16,8 +16,8 @@ from bam_plugin.engine import Engine
 from bam_plugin.packed import PackedModel
 from bam_plugin.packed.graph_builder import GraphBuilder
 from bam_plugin.packed.zoo import DEFAULT_NETWORK, UnknownModelError, find_model
-from bam_plugin.pictures.alpha import clamp_alpha, fill_transparent
 from bam_plugin.pictures.errors import PictureArrayError, PictureError
+from bam_plugin.pictures.transparency import clamp_alpha, fill_transparent
 from bam_plugin.upscale import Upscaler
 from bam_plugin.upscale.upscaler import OverwriteError, ScaleError, SettingError, UnsupportedModelError
 
