@@ -2,15 +2,18 @@
 
 A command module defines `configure(parser)` and `run(args) -> int`. Modules are imported only when their command is
 called, so `bam upscale` never imports torch. Results go to standard output, progress and logs to standard error.
-Exit codes: 0 good, 1 some inputs failed, 2 usage or bad input.
+Exit codes: 0 good, 1 some inputs failed, 2 usage or bad input, 130 interrupted, 141 nobody reads the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bam_plugin import __version__
 from bam_plugin.errors import TRAINING_LIBRARIES, BamError, MissingDependencyError
@@ -32,6 +35,10 @@ COMMANDS = {
 }
 
 
+_IMPORTING = ("train", "test", "options", "profile", "convert", "upscale", "compare")
+"""Commands that can meet a network of the user's own, by its registered name."""
+
+
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Make the parser; only the `chosen` command's module is imported and its arguments added."""
     parser = argparse.ArgumentParser(prog="bam", description="Binary super-resolution: train, convert, upscale.")
@@ -42,6 +49,15 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
         if name == chosen:
             module = importlib.import_module(f"bam_plugin.commands.{name}")
             module.configure(subparser)
+            if name in _IMPORTING:
+                subparser.add_argument(
+                    "--import",
+                    dest="imports",
+                    metavar="MODULE",
+                    action="append",
+                    default=[],
+                    help="module or Python file that registers networks of your own; repeatable",
+                )
             subparser.set_defaults(run=module.run)
     return parser
 
@@ -50,10 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one `bam` command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
+    if sys.stdout is None:  # started with `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         try:
             args = build_parser(chosen).parse_args(argv)
-            return args.run(args)
+            if getattr(args, "imports", None):
+                from bam_plugin.toolbox.registration import import_by_name
+
+                import_by_name(args.imports)
+            code = args.run(args)
+            sys.stdout.flush()  # here a full disk or a gone reader can still be told
+            return code
         except ModuleNotFoundError as error:
             # Any other missing module is a fault of ours, which deserves its traceback.
             if (error.name or "").split(".")[0] not in TRAINING_LIBRARIES:
@@ -62,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BamError as error:
         sys.stderr.write(f"bam: {type(error).__name__}: {error}\n")
         return error.exit_code
+    except BrokenPipeError:
+        # The reader of the results, such as `head`, has what it wanted. A program that SIGPIPE kills returns the same.
+        _drop_output()
+        return 141
     except OSError as error:
         # A file that is missing, a folder without permission, a full disk: the system's own words name it.
         sys.stderr.write(f"bam: {error}\n")
@@ -69,6 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("bam: interrupted\n")
         return 130
+
+
+def _drop_output() -> None:
+    """Let standard output lead nowhere, so that the interpreter's last flush does not fail."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ ARROWS = {
     "train": "models config optim data toolbox",
     "bench": "packed engine conversion",
     "": "toolbox",
-    "cli": "",
+    "cli": "toolbox",
     "__main__": "cli",
 }
 LEAVES = {"errors", "files"}

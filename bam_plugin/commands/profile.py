@@ -139,14 +139,11 @@ def format_markdown(result: Profile, *, layers: bool = True, paper: tuple[str, s
 def _network_options(args: argparse.Namespace) -> dict[str, Any]:
     import yaml
 
-    from bam_plugin.config import read_options
+    from bam_plugin.config import network_options
 
     options: dict[str, Any] = {"type": args.arch}
     if args.opt is not None:
-        section = read_options(args.opt, method=args.method).values.get("network_g")
-        if not isinstance(section, dict) or "type" not in section:
-            raise OptionsError(f"{args.opt} has no network_g with a type; name a network instead")
-        options = dict(section)
+        options = dict(network_options(args.opt, method=args.method))
     elif args.method is not None:
         raise OptionsError("--method chooses within an option file; give one with -opt")
     for setting in args.settings:

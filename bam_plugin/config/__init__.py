@@ -16,6 +16,7 @@ from typing import Any
 from bam_plugin.config.loader import LoadedOptions, dump_options, read_options
 from bam_plugin.config.problems import OptionsError, Problem
 from bam_plugin.files import atomic_path
+from bam_plugin.toolbox.registration import import_by_name
 
 __all__ = [
     "LoadedOptions",
@@ -24,6 +25,7 @@ __all__ = [
     "check_loaded",
     "dump_options",
     "load_options",
+    "network_options",
     "option_file",
     "prepare_arguments",
     "read_options",
@@ -48,10 +50,26 @@ def load_options(
     return loaded
 
 
+def network_options(path: str | Path, *, method: str | None = None) -> dict[str, Any]:
+    """The `network_g` section of an option file, with its includes, as `method` has it (default: the file's own).
+
+    The modules that the file imports are imported. A training keeps an expanded copy of its file, with the method that
+    it used, in its folder under experiments/. Raises OptionsError for a file without the section, or a method that the
+    file does not offer.
+    """
+    loaded = read_options(path, method=method)
+    section = loaded.values.get("network_g")
+    if not isinstance(section, dict) or "type" not in section:
+        raise OptionsError(f"{path}: no section network_g with a type; give the option file of a training")
+    import_by_name(loaded.imports)
+    return section
+
+
 def check_loaded(loaded: LoadedOptions, *, is_train: bool, files: bool = True) -> None:
     """Raise OptionsError with all mistakes of an expanded file, if it has any."""
     from bam_plugin.config.check import find_problems
 
+    import_by_name(loaded.imports)
     problems = find_problems(loaded.values, is_train=is_train, files=files)
     if problems:
         lines = [problem.describe(loaded.origins) for problem in problems]
@@ -63,12 +81,13 @@ def prepare_arguments(argv: Sequence[str], *, is_train: bool, folder: str | Path
     """Check the option file that the arguments of BasicSR's train.py or test.py name, and write its expansion.
 
     Returns the arguments with `-opt` pointing at the expanded file, of the same name, in `folder` (which must live as
-    long as the run: BasicSR copies the file into the experiment). `--force_yml` and `--method` are applied and left
-    out. Arguments without `-opt` come back as they are, for BasicSR's own message.
+    long as the run: BasicSR copies the file into the experiment). `--force_yml`, `--method` and `--import` are applied
+    and left out. Arguments without `-opt` come back as they are, for BasicSR's own message.
     """
     known, rest = _option_arguments(argv)
     if known.opt is None:
         return list(argv)
+    import_by_name(known.imports)
     loaded = load_options(known.opt, is_train=is_train, method=known.method, force=known.force_yml)
     expanded = Path(folder) / Path(known.opt).name
     with atomic_path(expanded) as temporary:
@@ -86,6 +105,7 @@ def _option_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-opt")
     parser.add_argument("--method")
+    parser.add_argument("--import", dest="imports", metavar="MODULE", action="append", default=[])
     parser.add_argument("--force_yml", nargs="+", default=[])
     return parser.parse_known_args(list(argv))
 

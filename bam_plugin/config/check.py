@@ -12,6 +12,7 @@ from typing import Any
 
 from bam_plugin.config.binarizers import check_binarizers
 from bam_plugin.config.data import check_checkpoint, check_datasets, check_paths
+from bam_plugin.config.loader import IMPORT_KEY
 from bam_plugin.config.problems import KeyPath, Problem
 from bam_plugin.config.schema import (
     PATH_KEYS,
@@ -56,7 +57,7 @@ def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[
     model = models.get(registered_name(options.get("model_type"), models))
     reads = keys_read_by(model) if model else {}
     top = {key for key in options if key.startswith("network_")} | reads.get("", frozenset())
-    top -= _INTERNAL
+    top = (top | {IMPORT_KEY}) - _INTERNAL
     yield from check_struct(options, Options, (), also=top, elsewhere=_place_of)
     if model is None and isinstance(options.get("model_type"), str):
         yield Problem(

@@ -11,7 +11,6 @@ the settings of one scheduler do not stay for the next.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,16 @@ from typing import Any
 
 import yaml
 
+from bam_plugin.config.layer import Layer, parse_value, read_layer
 from bam_plugin.config.problems import KeyPath, OptionsError
 from bam_plugin.errors import suggest
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _OUR_KEYS = ("include", "method", "methods")
+IMPORT_KEY = "import"
+"""Key of the modules that register what the file names. BasicSR ignores it, so it stays in an expanded file."""
+MAX_TEXT = 1 << 16
+"""Characters of a text with its references replaced: a few short lines can ask for any length."""
 
 
 @dataclass
@@ -43,6 +47,16 @@ class LoadedOptions:
     """Method of the file -> what it reproduces."""
     force: tuple[str, ...] = ()
     """The `--force_yml` entries that were applied."""
+
+    @property
+    def imports(self) -> list[str]:
+        """Modules, or Python files, that register what the options name. Raises OptionsError for another value."""
+        value = self.values.get(IMPORT_KEY) or []
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            place = self.origins.get((IMPORT_KEY,), self.path)
+            raise OptionsError(f"{place}: import takes a module, a Python file or a list of them, found {value!r}")
+        return names
 
 
 def read_options(path: str | Path, *, method: str | None = None, force: Sequence[str] = ()) -> LoadedOptions:
@@ -68,7 +82,8 @@ def read_options(path: str | Path, *, method: str | None = None, force: Sequence
             _set(values, key, value, path)
             origins[key] = "--force_yml"
     values["method"] = chosen
-    expanded = {key: _substitute(value, values, path, (key,)) for key, value in values.items() if key not in _OUR_KEYS}
+    references = _References(top=values, path=path)
+    expanded = {key: references.replace(value, (key,)) for key, value in values.items() if key not in _OUR_KEYS}
     abouts = {name: str(each.get("about", "")) for name, each in methods.items()}
     return LoadedOptions(path=path, values=expanded, origins=origins, method=chosen, methods=abouts, force=tuple(force))
 
@@ -84,87 +99,40 @@ def dump_options(loaded: LoadedOptions) -> str:
     return source + "\n" + yaml.safe_dump(loaded.values, sort_keys=False, allow_unicode=True, width=120)
 
 
-@dataclass
-class _Layer:
-    """The content of one file, or of several files of which later ones win."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[KeyPath, str] = field(default_factory=dict)
-
-
-def _read_with_includes(path: Path, stack: tuple[Path, ...]) -> _Layer:
+def _read_with_includes(path: Path, stack: tuple[Path, ...]) -> Layer:
     resolved = path.resolve()
     if resolved in stack:
         raise OptionsError(f"{path} includes itself through {' -> '.join(str(file) for file in stack)}")
-    own = _read_file(path)
+    own = read_layer(path)
     includes = own.values.pop("include", [])
-    merged = _Layer()
-    for name in [includes] if isinstance(includes, str) else includes:
-        included = path.parent / str(name)
+    includes = includes if isinstance(includes, list) else [includes]
+    merged = Layer()
+    for name in includes:
+        if not isinstance(name, str):
+            place = own.origins[("include",)]
+            raise OptionsError(
+                f"{place}: include takes a file or a list of files, found {name!r}; name them or remove it"
+            )
+        included = path.parent / name
         if not included.is_file():
             raise OptionsError(f"{own.origins[('include',)]}: include names {name}, but {included} is not a file")
         merged = _merge(merged, _read_with_includes(included, (*stack, resolved)))
     return _merge(merged, own)
 
 
-def _method_layer(layer: _Layer, methods: dict[str, Any], chosen: Any, path: Path) -> _Layer:
+def _method_layer(layer: Layer, methods: dict[str, Any], chosen: Any, path: Path) -> Layer:
     """The options of the method `chosen`, which win over the rest."""
     if chosen not in methods:
         offered = suggest(str(chosen), methods) if methods else "the file has no methods; remove it"
         raise OptionsError(f"{path}: method is {chosen!r}, which the file does not offer; {offered}")
     origins = {key[2:]: place for key, place in layer.origins.items() if key[:2] == ("methods", chosen)}
-    return _Layer({key: value for key, value in methods[chosen].items() if key != "about"}, origins)
+    return Layer({key: value for key, value in methods[chosen].items() if key != "about"}, origins)
 
 
-def _read_file(path: Path) -> _Layer:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise OptionsError(
-            f"option file {path} does not exist; `bam options` lists the ones that come with bam_plugin, and "
-            "`bam options --copy .` copies them"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionsError(f"option file {path} cannot be read: {error}") from error
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise OptionsError(f"option file {path} must be a YAML mapping such as `name: BSRN_x4`")
-        origins: dict[KeyPath, str] = {}
-        shown = Path(os.path.normpath(path))
-        return _Layer(_construct(loader, node, (), shown, origins), origins)
-    except yaml.YAMLError as error:
-        raise OptionsError(f"option file {path} is not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
-
-
-def _construct(loader: yaml.SafeLoader, node: yaml.Node, key: KeyPath, path: Path, origins: dict[KeyPath, str]) -> Any:
-    """The value of a node. It notes the line of every key, and refuses keys that stand twice (YAML keeps the last)."""
-    if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)
-    seen: set[str] = set()
-    for child, _ in node.value:
-        # A mapping may override what `<<` merges in. A key that the mapping itself has twice is a mistake.
-        if child.tag != "tag:yaml.org,2002:merge" and child.value in seen:
-            where = f"{path}:{child.start_mark.line + 1}"
-            raise OptionsError(f"{where}: {'.'.join((*key, child.value))} is given twice; keep one")
-        seen.add(child.value)
-    loader.flatten_mapping(node)
-    values: dict[str, Any] = {}
-    for child, value_node in node.value:
-        name = str(loader.construct_object(child, deep=True))
-        child_key = (*key, name)
-        origins[child_key] = f"{path}:{child.start_mark.line + 1}"
-        values[name] = _construct(loader, value_node, child_key, path, origins)
-    return values
-
-
-def _merge(base: _Layer, upper: _Layer) -> _Layer:
+def _merge(base: Layer, upper: Layer) -> Layer:
     values = _merge_values(base.values, upper.values)
     origins = {**base.origins, **upper.origins}
-    return _Layer(values, {key: place for key, place in origins.items() if _has(values, key)})
+    return Layer(values, {key: place for key, place in origins.items() if _has(values, key)})
 
 
 def _merge_values(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,9 +164,9 @@ def _parse_forced(entry: str) -> tuple[KeyPath, Any]:
     if text.strip().lower() == "none":
         return key, None
     try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise OptionsError(f"--force_yml {entry}: the value is not valid YAML: {error}") from error
+        return key, parse_value(text)
+    except OptionsError as error:
+        raise OptionsError(f"--force_yml {entry}: the value {error}") from error
 
 
 def _set(values: dict[str, Any], key: KeyPath, value: Any, path: Path) -> None:
@@ -212,27 +180,45 @@ def _set(values: dict[str, Any], key: KeyPath, value: Any, path: Path) -> None:
     values[key[-1]] = value
 
 
-def _substitute(value: Any, top: Mapping[str, Any], path: Path, key: KeyPath, active: tuple[str, ...] = ()) -> Any:
-    """`value` with the top-level value of `name` in place of every ${name}. `active`: names that are being replaced."""
-    if isinstance(value, dict):
-        return {name: _substitute(child, top, path, (*key, name), active) for name, child in value.items()}
-    if isinstance(value, list):
-        return [_substitute(child, top, path, key, active) for child in value]
-    if not isinstance(value, str):
-        return value
+class _References:
+    """Replaces every ${name} in a file by the top-level value of that name."""
 
-    def resolve(match: re.Match[str]) -> Any:
-        name = match.group(1)
-        found = top.get(name)
-        if name in active or key == (name,):
-            raise OptionsError(f"{path}: {'.'.join(key)} refers to itself by ${{{name}}}")
-        if found is None or isinstance(found, (dict, list)):
-            plain = [each for each, content in top.items() if isinstance(content, (str, int, float))]
+    def __init__(self, *, top: Mapping[str, Any], path: Path) -> None:
+        self._top = top
+        self._path = path
+        self._done: dict[str, Any] = {}
+        self._active: list[str] = []
+
+    def replace(self, value: Any, key: KeyPath) -> Any:
+        """`value`, which stands at `key`, without references. Raises OptionsError."""
+        if isinstance(value, dict):
+            return {name: self.replace(child, (*key, name)) for name, child in value.items()}
+        if isinstance(value, list):
+            return [self.replace(child, key) for child in value]
+        if not isinstance(value, str):
+            return value
+        whole = _REFERENCE.fullmatch(value)
+        if whole:
+            return self._value(whole.group(1), key)
+        text = _REFERENCE.sub(lambda match: str(self._value(match.group(1), key)), value)
+        if len(text) > MAX_TEXT:
             raise OptionsError(
-                f"{path}: {'.'.join(key)} refers to ${{{name}}}, which is not a plain top-level value; "
+                f"{self._path}: {'.'.join(key)} has more than {MAX_TEXT:,} characters with its references"
+            )
+        return text
+
+    def _value(self, name: str, key: KeyPath) -> Any:
+        if name in self._active or key == (name,):
+            raise OptionsError(f"{self._path}: {'.'.join(key)} refers to itself by ${{{name}}}")
+        found = self._top.get(name)
+        if found is None or isinstance(found, (dict, list)):
+            plain = [each for each, content in self._top.items() if isinstance(content, (str, int, float))]
+            raise OptionsError(
+                f"{self._path}: {'.'.join(key)} refers to ${{{name}}}, which is not a plain top-level value; "
                 f"{suggest(name, plain)}"
             )
-        return _substitute(found, top, path, key, (*active, name))
-
-    whole = _REFERENCE.fullmatch(value)
-    return resolve(whole) if whole else _REFERENCE.sub(lambda match: str(resolve(match)), value)
+        if name not in self._done:
+            self._active.append(name)
+            self._done[name] = self.replace(found, key)
+            self._active.pop()
+        return self._done[name]

@@ -19,7 +19,7 @@ import numpy as np
 from torch import nn
 
 from bam_plugin import __version__
-from bam_plugin.config import read_options
+from bam_plugin.config import network_options
 from bam_plugin.conversion.layer_report import LayerRow, mixed_rows
 from bam_plugin.conversion.lowering import lower_network
 from bam_plugin.conversion.verify import Comparison, compare, default_images
@@ -45,18 +45,6 @@ class Conversion:
     data: bytes
     rows: list[LayerRow]
     comparison: Comparison | None
-
-
-def read_network_options(path: str | os.PathLike, *, method: str | None = None) -> dict[str, Any]:
-    """The `network_g` section of an option file, with its includes, as `method` has it (default: the file's own).
-
-    A training keeps an expanded copy of its file, with the method it used, in its folder under experiments/. Raises
-    OptionsError for a method that the file does not offer.
-    """
-    section = read_options(os.fspath(path), method=method).values.get("network_g")
-    if not isinstance(section, dict) or "type" not in section:
-        raise ConversionError(f"{path}: no section network_g with a type; give the option file of its training")
-    return section
 
 
 def convert_network(
@@ -122,7 +110,7 @@ def convert_checkpoint(
     compare on.
     """
     content = read_checkpoint(checkpoint, param_key=param_key)
-    section = content.network_g if options is None else read_network_options(options, method=method)
+    section = content.network_g if options is None else network_options(options, method=method)
     if section is None:
         raise ConversionError(
             f"{checkpoint}: holds weights without a record of their network; give the option file of the training "

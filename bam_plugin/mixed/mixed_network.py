@@ -118,7 +118,7 @@ def _build(model: MixedModel) -> nn.Module:
     except Exception as error:  # whatever a foreign network raises at options that do not suit it
         raise UnbuildableNetworkError(
             f"the network {section['type']!r} cannot be built from the file's options "
-            f"({type(error).__name__}: {error}); if another package registers it, import that first"
+            f"({type(error).__name__}: {error}); if another package registers it, import that first (--import MODULE)"
         ) from error
 
 

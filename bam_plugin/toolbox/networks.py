@@ -65,7 +65,9 @@ def build_network(options: Mapping[str, Any]) -> nn.Module:
     networks = registered_networks()
     name = registered_name(options.get("type"), networks)
     if name not in networks:
-        raise NetworkError(f"{name!r} is no registered network; {suggest(str(name), networks)}")
+        raise NetworkError(
+            f"{name!r} is no registered network; {suggest(str(name), networks)} (one of your own: --import MODULE)"
+        )
     arguments = {key: value for key, value in options.items() if key != "type"}
     try:
         return networks[name](**arguments)

@@ -22,7 +22,7 @@ from bam_plugin.errors import BamError
 from bam_plugin.toolbox import compat, resuming
 from bam_plugin.toolbox.registration import register_everything
 
-_OUR_KEYS = ("include", "method", "methods")
+_OUR_KEYS = ("import", "include", "method", "methods")
 
 
 class ScriptError(BamError):
