@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import random_states, restore_random_states, tidy_up
+from bam_plugin.models.curves import ForgivingWriter
 from bam_plugin.models.loaders import TrainingData, go_on_at, make_loaders
 from bam_plugin.optim.schedules import check_restart_schedule, resolve_epochs
 from bam_plugin.toolbox import compat
@@ -80,7 +81,8 @@ class TrainingSession:
             return opt, parsed
 
         def init_tb_loggers(opt: dict[str, Any]) -> Any:
-            self.tb_logger = make_tb_logger(opt)
+            writer = make_tb_logger(opt)
+            self.tb_logger = ForgivingWriter(writer=writer) if writer is not None else None
             return self.tb_logger
 
         def build_model(opt: dict[str, Any]) -> Any:

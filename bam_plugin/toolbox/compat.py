@@ -83,7 +83,8 @@ def forget_loggers() -> None:
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk: what it could not take is lost, and no more
+                handler.close()
         del initialized_logger[name]
 
 

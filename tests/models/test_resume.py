@@ -60,7 +60,7 @@ def options(pairs, **changes):
         **changes.pop("train", {}),
     }
     result = training_options.tiny_options(pairs, **train_changes)
-    result["network_g"].update(type="IncidentBSRN", **network)
+    result["network_g"] = network if "type" in network else {**result["network_g"], "type": "IncidentBSRN", **network}
     result["datasets"]["train"].update(changes.pop("dataset", {}))
     return {**result, **changes}
 
@@ -89,6 +89,16 @@ def _no_incident():
             id="global random state, statistics of the average",
         ),
         pytest.param({}, {"stages": {"float": 4, "binary_activations": 8}}, {}, id="stages, handed over afterwards"),
+        pytest.param(
+            {},
+            {},
+            {
+                "type": "Binarized",
+                "host": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 4},
+                "recipe": {"weight_options": {"alpha": "learned"}},
+            },
+            id="a foreign network with groups",
+        ),
         pytest.param(
             {},
             {"distill": {"network": {"type": "BSRN", "num_feat": 8, "num_hpb": 1}, "path": "teacher.pth"}},
@@ -286,13 +296,13 @@ def test_too_few_images_for_a_batch_are_refused(tiny_pairs, tmp_path):
 
 
 def limited(script, folder):
-    """Run `script` in a process that may write no file of more than 100 kB: what a full disk answers, from then on."""
+    """Run `script` in a process that may write no file of more than 300 bytes from then on, as on a full disk."""
     head = f"""
 import resource, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def full():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
 """
     return subprocess.run([sys.executable, "-c", head + script], cwd=folder, capture_output=True, text=True)
 
@@ -317,22 +327,22 @@ except CheckpointSaveError as error:
 def test_a_training_on_a_full_disk_ends_with_a_message_and_its_last_checkpoint(tiny_pairs, tmp_path):
     config = options(tiny_pairs)
     config["network_g"]["type"] = "BSRN"
-    config["logger"]["use_tb_logger"] = False
     file = training_options.write_options(config, tmp_path / "tiny.yml")
     script = f"""
-from bam_plugin.models.resumable_model import ResumableSRModel
+from bam_plugin.models.binary_sr_model import BinarySRModel
 from bam_plugin.train.training import main
-whole = ResumableSRModel.save
-def save(self, epoch, iteration):
-    if iteration == 20:
+whole = BinarySRModel.optimize_parameters
+def optimize_parameters(self, iteration):
+    if iteration == 12:
         full()
-    whole(self, epoch, iteration)
-ResumableSRModel.save = save
+    whole(self, iteration)
+BinarySRModel.optimize_parameters = optimize_parameters
 sys.exit(main(["-opt", {file!r}]))
 """
     result = limited(script, tmp_path)
-    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
-    assert "cannot be written (File too large)" in result.stderr and "--auto_resume" in result.stderr
+    assert result.returncode == 2, result.stderr
+    assert "curves for TensorBoard end here" in result.stderr
+    assert "bam train: CheckpointSaveError" in result.stderr and "--auto_resume" in result.stderr.splitlines()[-1]
     experiment = tmp_path / "experiments/tiny"
     assert [path.name for path in saved_states(experiment / "training_states")] == ["10.state"]
     assert not list(experiment.rglob(".*.bam-*"))

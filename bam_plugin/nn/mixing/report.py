@@ -25,6 +25,8 @@ class SwapReport:
     """Class name -> number of other modules with parameters of their own, all kept."""
     rehearsed: bool
     """Whether the binary network was run on an example, so that each row is known to be true."""
+    unmatched: list[str]
+    """Patterns of the recipe that match no convolution."""
 
     @property
     def binarized(self) -> list[str]:
@@ -44,4 +46,5 @@ class SwapReport:
         )
         if not self.rehearsed:
             lines.append("not run on an example: whether the network calls each of them is not known")
+        lines += [f"the recipe's pattern {pattern!r} matches no convolution" for pattern in self.unmatched]
         return "\n".join(lines)

@@ -24,28 +24,36 @@ from bam_plugin.nn.methods import Method
 from bam_plugin.nn.mixing.grouping import Group, GroupedLayer, open_scope
 from bam_plugin.nn.mixing.recipe import Recipe, SwapError, as_recipe
 from bam_plugin.nn.mixing.report import Row, SwapReport
-from bam_plugin.nn.mixing.watching import Watched, is_convolution, keep_training_form, rehearse, twin_of, watch
+from bam_plugin.nn.mixing.watching import (
+    Inputs,
+    Watched,
+    fitted,
+    is_convolution,
+    keep_training_form,
+    rehearse,
+    twin_of,
+    watch,
+)
 from bam_plugin.nn.weights import WEIGHT_BINARIZERS
 
 
 def binarize(
-    module: nn.Module, recipe: Recipe | Mapping[str, Any] | None = None, *, example: Tensor | None = None
+    module: nn.Module, recipe: Recipe | Mapping[str, Any] | None = None, *, example: Tensor | Inputs | None = None
 ) -> SwapReport:
     """Replace convolutions of `module` by binary ones, in place, as `recipe` says.
 
-    The present weights become the latents. `example` is an input (N, C, H, W), or what else the module takes, with N of
-    at least 2; it is recommended, and it takes the type and the device of the module's parameters.
+    The present weights become the latents: make the optimizer afterwards. `example` is an input (N, C, H, W) or what
+    else the module takes, a tuple if it takes several, with N of at least 2. It is recommended. It is brought to the
+    type and the device of the module's parameters.
     Raises SwapError for a wrong recipe, or when no convolution qualifies, and WatchError when the module does not run
     on the example. Then the module is as it was.
     """
     recipe = as_recipe(recipe)
     method = recipe.method()
-    if (
-        example is not None
-        and (floats := next((p for p in module.parameters() if p.is_floating_point()), None)) is not None
-    ):
-        example = example.to(floats)
-    watched = watch(module, example) if example is not None else None
+    if not isinstance(module, nn.Module):
+        raise SwapError(f"binarize needs a network, an nn.Module, found {module!r}")
+    inputs = None if example is None else fitted(example, module)
+    watched = watch(module, inputs) if inputs is not None else None
     convs = {name: part for name, part in module.named_modules() if is_convolution(part)}
     order = list(convs)
     if watched is not None:
@@ -60,22 +68,27 @@ def binarize(
         if not chosen:
             listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:8]) or "it has none"
             raise SwapError(f"no convolution of {type(module).__name__} qualifies ({listed}); change the recipe")
-        faults = _rehearse(module, chosen, method, recipe, watched, example) if example is not None else {}
+        faults = _rehearse(module, chosen, method, recipe, watched, inputs) if inputs is not None else {}
         if not faults:
             break
         reasons |= faults
     notes = _replace(module, chosen, method, recipe, watched)
     rows = [Row(name, _shape(convs[name]), name in notes, notes.get(name) or reasons[name] or "") for name in order]
-    return SwapReport(rows=rows, others=_other_layers(module), rehearsed=watched is not None)
+    return SwapReport(
+        rows=rows,
+        others=_other_layers(module),
+        rehearsed=watched is not None,
+        unmatched=[pattern for pattern in (*recipe.include, *recipe.exclude) if not fnmatch.filter(convs, pattern)],
+    )
 
 
 def _rehearse(
-    module: nn.Module, chosen: list[str], method: Method, recipe: Recipe, watched: Watched | None, example: Tensor
+    module: nn.Module, chosen: list[str], method: Method, recipe: Recipe, watched: Watched | None, example: Inputs
 ) -> dict[str, str]:
     """What does not work when the chosen convolutions are replaced, tried on a copy; random states stay as they are."""
     twin = twin_of(module)
     originals = {name: twin.get_submodule(name) for name in chosen}
-    with torch.random.fork_rng(devices=[example.device.index or 0] if example.is_cuda else []):
+    with torch.random.fork_rng(devices=[example[0].device.index or 0] if example[0].is_cuda else []):
         _replace(twin, chosen, method, recipe, watched)
         return rehearse(twin, originals, example)
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from bam_plugin.errors import BamError
 
+Inputs = tuple[Tensor, ...]
 MODES = ("training", "evaluation")
 
 
@@ -36,12 +37,26 @@ def twin_of(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def watch(module: nn.Module, example: Tensor) -> Watched:
+def fitted(example: Any, module: nn.Module) -> Inputs:
+    """The inputs that `example` stands for, a tensor or a tuple of them, in the type and on the device of `module`.
+
+    Raises WatchError for anything else.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not inputs or not all(isinstance(each, Tensor) for each in inputs):
+        raise WatchError(f"the example must be a tensor, or a tuple of those that the network takes, found {example!r}")
+    floats = next((value for value in module.parameters() if value.is_floating_point()), None)
+    if floats is None:
+        return inputs
+    return tuple(each.to(floats if each.is_floating_point() else floats.device) for each in inputs)
+
+
+def watch(module: nn.Module, example: Inputs) -> Watched:
     """Run copies of `module` on `example` (N, ...), N of at least 2, and note what it calls. Raises WatchError."""
     watched = Watched()
     calls: dict[str, set[str]] = {}
     for mode in MODES:
-        twin = _copied(module, example).train(mode == "training")
+        twin = _copied(module).train(mode == "training")
         calls[mode] = set()
 
         def note(part: nn.Module, args: Any, kwargs: Any, name: str, mode: str = mode) -> None:
@@ -67,11 +82,12 @@ def watch(module: nn.Module, example: Tensor) -> Watched:
     return watched
 
 
-def rehearse(twin: nn.Module, originals: Mapping[str, nn.Module], example: Tensor) -> dict[str, str]:
+def rehearse(twin: nn.Module, originals: Mapping[str, nn.Module], example: Inputs) -> dict[str, str]:
     """Run `twin`, a copy in which the convolutions `originals` were replaced, and return what does not work.
 
-    The result names convolutions and why they must stay full precision. Raises WatchError where no single one is to
-    blame.
+    In training it runs forwards and backwards, since gradient checkpointing shows only there. The result names
+    convolutions and why they must stay full precision. Raises WatchError where no single one is to blame, and the
+    errors of accumulation groups.
     """
     layers = {name: twin.get_submodule(name) for name in originals}
     called: set[nn.Module] = set()
@@ -81,7 +97,8 @@ def rehearse(twin: nn.Module, originals: Mapping[str, nn.Module], example: Tenso
     for mode in MODES:
         called.clear()
         try:
-            _run(twin.train(mode == "training"), example, mode, "the network does not run with binary convolutions")
+            complaint = "the network does not run with binary convolutions"
+            _run(twin.train(mode == "training"), example, mode, complaint, backwards=mode == "training")
         except WatchError as error:
             cause = error.__cause__
             owner = getattr(cause, "obj", None) if isinstance(cause, AttributeError) else None
@@ -97,7 +114,7 @@ def rehearse(twin: nn.Module, originals: Mapping[str, nn.Module], example: Tenso
     return faults
 
 
-def _copied(module: nn.Module, example: Tensor) -> nn.Module:
+def _copied(module: nn.Module) -> nn.Module:
     try:
         return twin_of(module)
     except Exception as error:
@@ -107,16 +124,20 @@ def _copied(module: nn.Module, example: Tensor) -> nn.Module:
         ) from error
 
 
-def _run(module: nn.Module, example: Tensor, mode: str, complaint: str) -> None:
+def _run(module: nn.Module, example: Inputs, mode: str, complaint: str, *, backwards: bool = False) -> None:
     try:
-        with torch.no_grad():
-            module(example)
+        with torch.set_grad_enabled(backwards):
+            results = module(*example)
+            if backwards:  # in inference mode nothing requires a gradient
+                leaves = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor) and leaf.requires_grad]
+                if leaves:
+                    torch.autograd.backward(leaves, [torch.ones_like(leaf) for leaf in leaves])
     except BamError:
         raise
     except Exception as error:
         raise WatchError(
-            f"{complaint} on an example of shape {tuple(example.shape)} in {mode} ({type(error).__name__}: {error}); "
-            "choose another example, or none"
+            f"{complaint} on an example of shape {' and '.join(str(tuple(each.shape)) for each in example)} in {mode} "
+            f"({type(error).__name__}: {error}); choose another example, or none"
         ) from error
 
 
@@ -170,7 +191,7 @@ class Watched:
         if not self.counts[name]:
             if name in self.used:
                 return "never called: the network uses its weight without it"
-            return "not reached by the example"
+            return "not reached by the example in training"
         if len(self.maps[name]) < 3:
             return "works on a map without a batch"
         if self.maps[name][-2:] == (1, 1):

@@ -7,10 +7,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bam_plugin.archs.binarized_arch import Binarized
 from bam_plugin.nn import BinaryConv2d
-from bam_plugin.nn.mixing.grouping import GroupedLayer, GroupShapeError
+from bam_plugin.nn.mixing.grouping import GroupedLayer, GroupScopeError, GroupShapeError
 from bam_plugin.nn.mixing.recipe import SwapError
 from bam_plugin.nn.mixing.swap import binarize
 from bam_plugin.nn.mixing.watching import WatchError
@@ -200,6 +201,45 @@ def test_double_networks_take_a_float_example():
     check(host, report, EXAMPLE.double())
     assert all(value.dtype == torch.float64 for value in host.parameters())
     assert host.eval()(EXAMPLE.double()).dtype == torch.float64
+
+
+def test_networks_with_several_inputs_take_a_tuple():
+    class Two(Host):
+        def forward(self, x, strength):
+            return super().forward(x) * strength
+
+    host = Two()
+    assert binarize(host, example=(EXAMPLE, torch.rand(2, 1, 1, 1))).binarized == ["a", "b"]
+    with pytest.raises(WatchError, match=r"shape \(2, 3, 8, 8\) in training .*strength"):
+        binarize(Two(), example=EXAMPLE)
+    for wrong in (EXAMPLE.numpy(), [EXAMPLE], (), "photo.png"):
+        with pytest.raises(WatchError, match="must be a tensor, or a tuple"):
+            binarize(Two(), example=wrong)
+    with pytest.raises(SwapError, match=r"an nn\.Module, found 'EDSR'"):
+        binarize("EDSR")
+
+
+def test_gradient_checkpointing_across_a_group_shows_at_once():
+    """Evaluation does not show it: the rehearsal runs backwards too."""
+    host = Host(lambda host, x: checkpoint(host.b, checkpoint(host.a, x, use_reentrant=False), use_reentrant=False))
+    with pytest.raises(GroupScopeError, match="checkpointing covers a part"):
+        binarize(host, example=EXAMPLE)
+    assert type(host.a) is nn.Conv2d
+    report = binarize(host, {"group": "none"}, example=EXAMPLE)
+    check(host, report)
+
+
+def test_two_recipes_for_two_parts():
+    host = Host()
+    first = binarize(host, {"include": ["a"]}, example=EXAMPLE)
+    second = binarize(host, {"include": ["b"], "binarizer": "react"}, example=EXAMPLE)
+    assert (first.binarized, second.binarized) == (["a"], ["b"])
+    assert host(EXAMPLE).shape == EXAMPLE.shape
+
+
+def test_patterns_that_match_nothing_are_named():
+    report = binarize(Host(), {"include": ["*"], "exclude": ["upsampel*"]}, example=EXAMPLE)
+    assert report.unmatched == ["upsampel*"] and "pattern 'upsampel*' matches no convolution" in str(report)
 
 
 def test_a_network_that_cannot_be_copied_is_a_named_error():
