@@ -30,6 +30,7 @@ COMMANDS = {
     "quantize": "offer faster integer precisions in a packed file, with their measured cost",
     "inspect": "show what a packed file holds and verify its checksum",
     "upscale": "upscale pictures with a packed file",
+    "serve": "a local page to drop pictures on, and a REST API",
     "compare": "show results side by side: a sheet with measured values, or a page with a divider to drag",
     "run": "run a training script of BasicSR or of another project with this package",
 }

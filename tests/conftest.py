@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,3 +88,34 @@ def _write_lmdb(path: Path, encoded: dict[str, bytes], images: dict[str, np.ndar
             transaction.put(name.encode(), content)
     lines = [f"{name}.png ({','.join(map(str, image.shape))}) 1" for name, image in images.items()]
     (path / "meta_info.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def browser(_chromium: Any) -> Any:
+    """Chromium without a window, driven by selenium; skips the test where one of them is missing."""
+    for kind in ("browser", "performance"):  # what an earlier test has logged
+        _chromium.get_log(kind)
+    return _chromium
+
+
+@pytest.fixture(scope="session")
+def _chromium() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver (Debian packages chromium and chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs the Python package selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1000,900",
+        "--disable-gpu",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()

@@ -20,6 +20,7 @@ ARROWS = {
     "pictures": "",
     "engine": "packed",
     "upscale": "pictures engine packed",
+    "serve": "upscale pictures packed",
     "optim": "nn toolbox",
     "data": "packed pictures upscale toolbox",
     "mixed": "nn packed engine toolbox",
@@ -35,7 +36,7 @@ ARROWS = {
 }
 LEAVES = {"errors", "files"}
 EVERYTHING = {"commands"}
-TORCH_FREE = ("packed", "engine", "pictures", "upscale")
+TORCH_FREE = ("packed", "engine", "pictures", "upscale", "serve")
 HEAVY = {"torch", "torchvision", "basicsr"}
 
 

@@ -13,9 +13,13 @@ import io
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+DIVIDER = Path(__file__).parent / "page"
+"""Style and script of the divider, which the page of `bam serve` uses, too."""
 
 _PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -31,22 +35,7 @@ _PAGE = string.Template("""<!DOCTYPE html>
   h1 { font-size: 1.4rem; }
   figure { margin: 0 0 2.5rem; }
   figcaption { margin-bottom: .4rem; }
-  .frame { overflow: auto; max-height: 85vh; border-radius: 6px; background: #8884; }
-  .pair { position: relative; --split: 50%; width: 100%; }
-  .pair img { display: block; width: 100%; image-rendering: auto; user-select: none; }
-  .zoomed .pair img { image-rendering: pixelated; }
-  .pair .after { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--split)); }
-  .pair .divider { position: absolute; top: 0; bottom: 0; left: var(--split); width: 2px; margin-left: -1px;
-    background: #fff; box-shadow: 0 0 3px #000; pointer-events: none; }
-  .pair .divider::after { content: "\\2194"; position: sticky; display: block; top: calc(50% - 1rem); width: 2rem;
-    height: 2rem; margin-left: calc(1px - 1rem); border-radius: 50%; background: #fff; color: #000;
-    text-align: center; line-height: 2rem; box-shadow: 0 0 4px #000; }
-  .pair input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
-  .pair input:focus-visible ~ .divider { outline: 3px solid #39f; }
-  .names { position: absolute; inset: .5rem .5rem auto; display: flex; justify-content: space-between;
-    pointer-events: none; }
-  .names span { padding: .1rem .5rem; border-radius: 4px; background: #000a; color: #fff; font-size: .85rem; }
-</style>
+$divider_style</style>
 </head>
 <body>
 <h1>$title</h1>
@@ -55,11 +44,8 @@ _PAGE = string.Template("""<!DOCTYPE html>
   <option value="2">200 %</option><option value="4">400 %</option></select></label></p>
 $figures
 <script>
-  for (const slider of document.querySelectorAll(".pair input")) {
-    const move = () => slider.parentElement.style.setProperty("--split", slider.value + "%");
-    slider.addEventListener("input", move);
-    move();
-  }
+$divider_script
+  document.querySelectorAll(".pair input").forEach(moveWith);
   const zoom = document.getElementById("zoom");
   zoom.addEventListener("change", () => {
     document.body.classList.toggle("zoomed", zoom.value > 1);
@@ -113,7 +99,12 @@ def slider_page(sliders: Sequence[Slider], *, title: str) -> str:
                 after=_data_uri(item.after),
             )
         )
-    return _PAGE.substitute(title=html.escape(title), figures="\n".join(figures))
+    return _PAGE.substitute(
+        title=html.escape(title),
+        figures="\n".join(figures),
+        divider_style=(DIVIDER / "divider.css").read_text(encoding="utf-8"),
+        divider_script=(DIVIDER / "divider.js").read_text(encoding="utf-8"),
+    )
 
 
 def _data_uri(pixels: np.ndarray) -> str:

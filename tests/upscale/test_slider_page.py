@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import re
-import shutil
 import threading
 
 import numpy as np
@@ -36,29 +35,6 @@ def test_pictures_of_two_sizes_are_refused():
     small = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="one size"):
         slider_page([Slider("a", small, np.zeros((4, 5, 3), np.uint8))], title="x")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver (Debian packages chromium and chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs the Python package selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--window-size=1000,900",
-        "--disable-gpu",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
 
 
 @pytest.fixture
