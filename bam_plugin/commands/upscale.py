@@ -1,4 +1,4 @@
-"""`bam upscale`: pictures in, larger pictures out; files, folders or patterns.
+"""`bam upscale`: pictures or clips in, larger ones out; files, folders or patterns.
 
 One bad file does not stop the rest: it is listed at the end and makes the exit code 1. Results appear complete or not
 at all, so a run that was stopped can be repeated with --skip-existing.
@@ -25,7 +25,9 @@ from bam_plugin.pictures.write import DEFAULT_QUALITY
 from bam_plugin.upscale.batch import DONE, FAILED, PLANNED, SKIPPED, FileResult, UpscaleBatch
 from bam_plugin.upscale.batch_progress import BatchProgress, explain_failure, list_failures
 from bam_plugin.upscale.tolerant_stream import TolerantStream
-from bam_plugin.upscale.upscaler import MAX_SCALE
+from bam_plugin.upscale.upscaler import MAX_SCALE, Upscaler
+from bam_plugin.upscale.video.batch import plan_clips, upscale_clips
+from bam_plugin.upscale.video.containers import is_clip
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-megapixels", type=_megapixels, default=MAX_PIXELS / 1e6, help="refuse larger inputs (%(default)g)")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     add("--json", action="store_true", help="print one JSON document instead of lines")
+    clips = parser.add_argument_group("clips (mp4, mkv, mov, webm, ...)")
+    clips.add_argument("--codec", default="libx264", help="FFmpeg's name of the encoder (default: %(default)s)")
+    clips.add_argument("--crf", type=int, help="the encoder's constant quality, smaller is better")
+    clips.add_argument("--preset", help="the encoder's name of a speed")
+    clips.add_argument("--strict", action="store_true", help="stop at a frame that cannot be decoded")
+    clips.add_argument("--resume", action="store_true", help="go on where a killed run has stopped")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print nothing but failures")
     loudness.add_argument("-v", "--verbose", action="store_true", help="print more, tracebacks of failures included")
@@ -58,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     """Upscale what the arguments name; 0 when every picture has its result, 1 when some failed."""
     started = time.perf_counter()
     out, err = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
+    if any(is_clip(name) for name in args.input):
+        return _run_clips(args, out, err)
     batch = UpscaleBatch(
         args.input,
         args.output,
@@ -109,6 +119,32 @@ def run(args: argparse.Namespace) -> int:
     if out.broken:
         err.write("standard output was closed: the pictures are done, what was to be printed is lost\n")
     return 1 if failures or (args.json and out.broken) else 0
+
+
+def _run_clips(args: argparse.Namespace, out: TolerantStream, err: TolerantStream) -> int:
+    """Upscale clips; 0 when every one has its result, 1 when some failed."""
+    planned = plan_clips(args.input, args.output, suffix=args.suffix)
+    upscaler = Upscaler(args.model, scale=args.scale, isa=args.isa, threads=args.threads, precision=args.precision)
+    records, failures = [], []
+    options = {"scale": args.scale, "codec": args.codec, "crf": args.crf, "preset": args.preset, "tile": args.tile}
+    options |= {"strict": args.strict, "resume": args.resume}
+    with _terminated_like_interrupted():
+        for outcome in upscale_clips(upscaler, planned, stream=err, quiet=args.quiet, **options):
+            record = {"source": str(outcome.source), "destination": str(outcome.destination)}
+            if outcome.error is not None:
+                failures.append(explain_failure(outcome.error, outcome.source))
+                record |= {"status": FAILED, "error": failures[-1], "error_class": type(outcome.error).__name__}
+            else:
+                record |= {"status": DONE, **outcome.result.facts()}
+                if not (args.json or args.quiet):
+                    out.write(outcome.result.line())
+            records.append(record)
+    if args.json:
+        out.write(
+            json.dumps({"scale": upscaler.scale, "precision": upscaler.precision, "clips": records}, indent=2) + "\n"
+        )
+    list_failures(failures, files=len(records), stream=err)
+    return 1 if failures else 0
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from bam_plugin.files import remove_abandoned
 from bam_plugin.pictures.read import MAX_PIXELS
 from bam_plugin.pictures.write import DEFAULT_QUALITY
 from bam_plugin.upscale.plan import PlannedPicture, find_inputs, plan_pictures
-from bam_plugin.upscale.upscaler import Upscaler, target_size
+from bam_plugin.upscale.targets import target_size
+from bam_plugin.upscale.upscaler import Upscaler
 
 DONE, PLANNED, SKIPPED, FAILED = "done", "planned", "skipped", "failed"
 """What can become of a picture; `planned` is that of a dry run."""

@@ -21,7 +21,8 @@ from bam_plugin.pictures.read import MAX_PIXELS, read_picture
 from bam_plugin.pictures.sheet import ComparedImage, Panel, choose_box, draw_sheet
 from bam_plugin.upscale.plan import find_inputs
 from bam_plugin.upscale.slider_page import Slider, slider_page
-from bam_plugin.upscale.upscaler import Upscaler, from_unit, target_size, to_unit
+from bam_plugin.upscale.targets import target_size
+from bam_plugin.upscale.upscaler import Upscaler, from_unit, to_unit
 
 
 @dataclass(frozen=True)

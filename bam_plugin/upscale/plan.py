@@ -16,7 +16,7 @@ from bam_plugin.errors import BamError
 from bam_plugin.pictures.formats import ENDINGS, written_endings
 from bam_plugin.pictures.read import PictureInfo, probe_picture
 from bam_plugin.pictures.write import automatic_format, format_named, format_of_name
-from bam_plugin.upscale.upscaler import OverwriteError, target_size
+from bam_plugin.upscale.targets import OverwriteError, target_size
 
 
 class InputError(BamError):

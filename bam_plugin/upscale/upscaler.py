@@ -11,6 +11,7 @@ Any size fits in bounded memory: the picture is computed in tiles and written in
 from __future__ import annotations
 
 import functools
+import importlib
 import numbers
 import os
 import time
@@ -34,6 +35,7 @@ from bam_plugin.pictures.resample import resample_bands
 from bam_plugin.pictures.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.pictures.transparency import NEIGHBOURHOOD, clamp_alpha, fill_transparent
 from bam_plugin.pictures.write import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
+from bam_plugin.upscale.targets import refuse_same_file, target_size
 
 Progress = Callable[[int], None]
 """Called after each tile with the number of input pixels that it finished; they add up to width * height."""
@@ -51,10 +53,6 @@ _BAND_MEMORY = 48 << 20
 
 class UnsupportedModelError(BamError):
     """The packed network does not map pictures to pictures."""
-
-
-class OverwriteError(BamError):
-    """Writing would replace an input."""
 
 
 class ScaleError(BamError):
@@ -201,6 +199,14 @@ class Upscaler:
             notes=(*picture.notes, *encoding.notes, *self._scale_notes(scale), *self._tiling_notes(tiling)),
         )
 
+    def upscale_video(self, source: str | os.PathLike, destination: str | os.PathLike, **options: Any) -> Any:
+        """Upscale a clip into another one; options and result are those of `bam_plugin.upscale.video.upscale_video`.
+
+        Needs PyAV (`pip install 'bam-plugin[video]'`).
+        """
+        video = importlib.import_module("bam_plugin.upscale.video.upscale")  # it needs this module
+        return video.upscale_video(self, source, destination, **options)
+
     def _scale(self, scale: float | None) -> float:
         scale = self.scale if scale is None else scale
         # Written so that NaN fails too.
@@ -302,11 +308,6 @@ def _check_whole(name: str, value: Any, least: int, most: int | None = None) -> 
         raise SettingError(f"{name} must be a whole number, {limits}, found {value!r}")
 
 
-def target_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
-    """(H, W) enlarged by `scale`, rounded, at least 1 x 1."""
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def to_unit(pixels: np.ndarray) -> np.ndarray:
     """Integer pixels as float32 in [0, 1]; the data type alone tells the range. float32 is returned as it is."""
     if pixels.dtype == np.float32:
@@ -321,13 +322,3 @@ def from_unit(values: np.ndarray, dtype) -> np.ndarray:
         return values
     values *= np.float32(np.iinfo(dtype).max)  # in place: a band of a large photo is some hundred megabytes
     return np.rint(values, out=values).astype(dtype)
-
-
-def refuse_same_file(source: Path, destination: Path) -> None:
-    """Raise `OverwriteError` when writing `destination` would replace `source` (by another name or link too)."""
-    try:
-        same = destination.exists() and source.exists() and source.samefile(destination)
-    except OSError:
-        same = False
-    if same:
-        raise OverwriteError(f"{destination}: is the input itself; choose another folder or a --suffix")

@@ -19,7 +19,8 @@ from bam_plugin.packed.zoo import DEFAULT_NETWORK, UnknownModelError, find_model
 from bam_plugin.pictures.errors import PictureArrayError, PictureError
 from bam_plugin.pictures.transparency import clamp_alpha, fill_transparent
 from bam_plugin.upscale import Upscaler
-from bam_plugin.upscale.upscaler import OverwriteError, ScaleError, SettingError, UnsupportedModelError
+from bam_plugin.upscale.targets import OverwriteError
+from bam_plugin.upscale.upscaler import ScaleError, SettingError, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")
