@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException as HTTPError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -132,7 +133,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         # A page of elsewhere must not reach this server by a name of its own that points here.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]", "testserver"])
     app.add_middleware(_Guard, token=settings.token)
-    for error in (BamError, HTTPException):
+    for error in (BamError, HTTPError):
         app.add_exception_handler(error, _answer_error)
     _add_api(app, board, settings)
     app.mount("/divider", StaticFiles(directory=DIVIDER))
@@ -177,8 +178,8 @@ def _problem(status: int, error: str, message: str, headers: dict[str, str] | No
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        return _problem(error.status_code, "HTTPException", str(error.detail))
+    if isinstance(error, HTTPError):  # ours, and those of the libraries beneath: forms, static files
+        return _problem(error.status_code, "HTTPError", str(error.detail))
     status = {
         QueueFullError: 429,
         UnknownModelError: 404,

@@ -105,8 +105,8 @@ def upscale_video(
     source, destination = Path(source), Path(destination)
     refuse_same_file(source, destination)
     facts = read_facts(source)
-    scale = upscaler.scale if scale is None else scale
-    size = target_size((facts.height, facts.width), scale)
+    factor = float(upscaler.scale) if scale is None else scale
+    size = target_size((facts.height, facts.width), factor)
     format = container_format(destination)
     encoding = plan_encoding(facts, size=size, codec=codec, crf=crf, preset=preset)
     notes = check_container(source, destination, encoding)
@@ -115,12 +115,12 @@ def upscale_video(
     status = source.stat()
     fingerprint = {
         "source": [str(source.resolve()), status.st_size, status.st_mtime_ns],
-        "network": [upscaler.model.sha256, upscaler.precision, scale],
+        "network": [upscaler.model.sha256, upscaler.precision, factor],
         "encoding": {key: str(value) for key, value in asdict(encoding).items()},
         "versions": [__version__, av.__version__],
     }
     destination.parent.mkdir(parents=True, exist_ok=True)
-    frames = FrameUpscaler(upscaler=upscaler, scale=None if scale == upscaler.scale else scale, tile=tile)
+    frames = FrameUpscaler(upscaler=upscaler, scale=None if factor == upscaler.scale else factor, tile=tile)
     with SegmentStore(destination, fingerprint=fingerprint, resume=resume) as store, open_clip(source) as container:
         resumed = store.frames
         stream = video_stream(container, source)
@@ -173,7 +173,7 @@ def _ascending(frames: Iterator[TimedFrame], notes: list[str]) -> Iterator[Timed
         notes.append(f"{moved} frames had times that do not ascend; they were moved")
 
 
-def _skip(frames: Iterator[TimedFrame], number: int) -> Iterator[TimedFrame]:
+def _skip(frames: Iterable[TimedFrame], number: int) -> Iterator[TimedFrame]:
     """The frames behind the first `number`, which an earlier run has done: decoded again, so that none is mistaken."""
     for index, frame in enumerate(frames):
         if index >= number:
@@ -224,6 +224,7 @@ class _Stage(Iterator[Item]):
         self._thread.join()
 
     def __next__(self) -> Item:
+        item = None
         if self._ended is None:
             item, self._ended = self._queue.get()
         if self._ended is not None:
