@@ -7,8 +7,8 @@ Bi-Real Net, ReActNet, E2FIF and BBCU have one full-precision identity path arou
 block of two. In words (W latent weight, A activation, g the gradient that reaches the binary value, * the convolution,
 Sign(0) = +1 throughout):
 - `bireal`: y = BN(W^B * Sign(A)) + A;   `react`: y = RPReLU(BN(W^B * Sign(A - t)) + A).
-- `e2fif`: y = BN(W^B * Sign(A)) + A with W^B = Sign(W), no scale, dL/dW = g; dL/dA = g max(0, 2 - 2|A|). A leaky ReLU of
-  slope 0.1 stands between the two convolutions of a block.
+- `e2fif`: y = BN(W^B * Sign(A)) + A with W^B = Sign(W), no scale, dL/dW = g; dL/dA = g max(0, 2 - 2|A|). A leaky ReLU
+  of slope 0.1 stands between the two convolutions of a block.
 - `bbcu`: y = RPReLU(W^B * Sign(A - t)) + A, no normalization. W^B = Sign(W) E|W|, dL/dW = g where |W| <= 1, else 0;
   dL/dA = g max(0, 2 - 2|A - t|), and dL/dt = -dL/dA summed over the batch and the map. Its network is `BBCU` in
   bam_plugin.archs.

@@ -53,6 +53,10 @@ class Recipe(ChainOptions):
     in residual blocks a second path around each convolution doubles the range from block to block."""
     norm: bool | None = None
     """BatchNorm2d after each binarized convolution; None follows the method."""
+    rectifiers: str = "keep"
+    """`leaky` replaces an nn.ReLU in front of a binary layer that takes the sign of the map itself (`sign`, `rsign`)
+    by a leaky one, where an example shows it; behind a ReLU that sign is +1 everywhere. `keep` only says so in the
+    table."""
     latent_gain: float = 1.0
     """Factor on the weights that the network has when it is binarized."""
 
@@ -61,5 +65,7 @@ class Recipe(ChainOptions):
             super().__post_init__()
         except OptionError as error:
             raise SwapError(f"recipe: {error}") from error
+        if self.rectifiers not in ("keep", "leaky"):
+            raise SwapError(f"rectifiers must be 'keep' or 'leaky', found {self.rectifiers!r}")
         if not (self.group in ("parent", "all", "none") or (not isinstance(self.group, str) and self.group > 0)):
             raise SwapError(f"group must be 'parent', 'all', 'none' or a positive number, found {self.group!r}")

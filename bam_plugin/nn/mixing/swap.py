@@ -23,6 +23,7 @@ from torch.nn.parameter import UninitializedParameter
 from bam_plugin.nn.methods import Method
 from bam_plugin.nn.mixing.grouping import Group, GroupedLayer, open_scope
 from bam_plugin.nn.mixing.recipe import Recipe, SwapError, as_recipe
+from bam_plugin.nn.mixing.rectifiers import find_blind, make_leaky
 from bam_plugin.nn.mixing.report import Row, SwapReport
 from bam_plugin.nn.mixing.watching import (
     Inputs,
@@ -73,6 +74,8 @@ def binarize(
             break
         reasons |= faults
     notes = _replace(module, chosen, method, recipe, watched)
+    if example is not None and method.needs_both_signs:
+        _treat_rectifiers(module, recipe, (example,), notes)
     rows = [Row(name, _shape(convs[name]), name in notes, notes.get(name) or reasons[name] or "") for name in order]
     return SwapReport(
         rows=rows,
@@ -91,6 +94,20 @@ def _rehearse(
     with torch.random.fork_rng(devices=[example[0].device.index or 0] if example[0].is_cuda else []):
         _replace(twin, chosen, method, recipe, watched)
         return rehearse(twin, originals, example)
+
+
+def _treat_rectifiers(module: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], notes: dict[str, str]) -> None:
+    """Make the rectifiers in front of blind layers leaky, if the recipe says so, and say so in `notes`."""
+    blind = find_blind(module, inputs)
+    if recipe.rectifiers == "leaky":
+        make_leaky(module, {name for name in blind.values() if name})
+    for layer, name in blind.items():
+        if not name:
+            notes[layer] += "; blind: it sees no negative value, so its sign is +1 everywhere"
+        elif recipe.rectifiers == "leaky":
+            notes[layer] += f"; {name} in front of it is leaky now"
+        else:
+            notes[layer] += f"; blind behind {name}, where its sign is +1 everywhere: set rectifiers to leaky"
 
 
 def _shape(conv: nn.Module) -> str:
