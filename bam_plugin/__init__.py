@@ -23,7 +23,6 @@ _PUBLIC = {
     "export_onnx": "bam_plugin.conversion.onnx_export",
     "profile": "bam_plugin.conversion.profiling",
     "quantize": "bam_plugin.conversion.quantization",
-    "upscale_files": "bam_plugin.upscale.batch",
 }
 """Public name -> the module that defines it. No room of the house may have one of these names."""
 _ROOMS = ("archs", "config", "data", "engine", "errors", "models", "nn", "optim", "packed")
