@@ -1,7 +1,7 @@
 """Models in BasicSR's sense: a network, its losses and its optimizer, trained, validated and saved.
 
-Importing this package applies the repairs of `bam_plugin.toolbox.compat` and registers every `*_model.py` in BasicSR's
-MODEL_REGISTRY, and this package's datasets and metrics.
+The import of this package applies the repairs of `bam_plugin.toolbox.compat`. It registers every `*_model.py` in
+BasicSR's MODEL_REGISTRY, and the datasets and metrics of this package.
 """
 
 from __future__ import annotations

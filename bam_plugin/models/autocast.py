@@ -1,9 +1,9 @@
-"""bfloat16 where it is harmless: the float parts of a binary network, not its binary convolutions.
+"""bfloat16 for the float parts of a binary network, and not for its binary convolutions.
 
-A binary convolution's result is a sum of up to K signs: bfloat16 holds integers exactly only up to 256, and a rounded
-sum moves values across the next sign's threshold. So its inputs are brought back to float32 and autocast is off inside,
-unless it takes the fast path (bam_plugin.nn.fast.fused), where under autocast gradients are rounded, and sums only
-beyond 512 (64 channels and 3x3 taps reach 576), where nearly all taps agree.
+The result of a binary convolution is a sum of up to K signs. bfloat16 holds integers exactly only up to 256, and a
+rounded sum moves values across the threshold of the next sign. So the inputs become float32 again, and autocast is off
+inside. The fast path (bam_plugin.nn.fast.fused) is an exception. Under autocast it rounds gradients, and it rounds sums
+only beyond 512, where nearly all taps agree (64 channels and 3x3 taps reach 576).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def why_slow(device: torch.device, precision: str) -> str | None:
-    """What to tell of a precision that costs time here instead of saving it: bfloat16 that the CPU must emulate."""
-    # Of other processors than x86 nothing is known here.
+    """The warning for a precision that costs time on this machine, because the CPU emulates bfloat16; or None."""
+    # We know nothing of processors other than x86.
     if precision == "float32" or device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return None
     if fused.cpu_multiplies_bfloat16():

@@ -1,8 +1,8 @@
 """BinarySRModel: BasicSR's SRModel for binary networks, on CPU and GPU, in one process or several.
 
-What it adds, all by options: optimizers by name with groups by kind of parameter, an average of the weights with the
-running statistics that belong to them, bfloat16, micro-batches, checkpoints that are whole and resume exactly, and
-watches over non-finite values, plateaus and the health of the binary layers.
+Options add the following: optimizers by name with groups by kind of parameter, an average of the weights with running
+statistics of its own, bfloat16, micro-batches, checkpoints that are whole and resume exactly, and watches over
+non-finite values, plateaus and the health of the binary layers.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class BinarySRModel(ResumableSRModel):
 
     Options under `train`, beside those of BasicSR's SRModel:
         optim_g: see bam_plugin.optim.build; scheduler: BasicSR's, or one of bam_plugin.optim.SCHEDULES.
-        ema_decay: average of all parameters (latent weights too). ema_bn, ema_bn_freq: its running statistics are
-            copied or its own, see bam_plugin.models.ema.
+        ema_decay: average of all parameters (latent weights too). ema_bn, ema_bn_freq: whether it copies the running
+            statistics or has its own, see bam_plugin.models.ema.
         precision: float32, bf16 (float parts only) or bf16_all. channels_last: memory format, for speed.
-        accumulate: split each batch into this many micro-batches of which the gradients are averaged.
+        accumulate: split each batch into this many micro-batches and average their gradients.
         grad_clip: greatest norm of all gradients together.
         sync_bn: statistics over the batches of all processes (with --launcher).
-        health_freq: iterations between measurements of the binary layers (0: never); they go to tensorboard.
+        health_freq: iterations between measurements of the binary layers for tensorboard (0: never).
         distill: a full-precision teacher, see bam_plugin.models.distillation.
         stages: full precision before binary, see bam_plugin.models.training_stages.
         watch: {nonfinite: stop | skip, max_skipped: 10, plateau: warn | stop | null, plateau_window: 1000,
@@ -60,10 +60,10 @@ class BinarySRModel(ResumableSRModel):
     # -- construction -------------------------------------------------------------------------------------------------
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """As BasicSR's; DistributedDataParallel on the CPU too, and the options that change modules."""
+        """As in BasicSR, with DistributedDataParallel on the CPU too, and with the options that change modules."""
         train_opt = self.opt.get("train") or {}
         if train_opt.get("stages"):
-            # A stage of full-precision weights leaves the binarizers' own parameters unused.
+            # A stage of full-precision weights does not use the parameters of the binarizers.
             self.opt["find_unused_parameters"] = True
         if self.is_train:
             autocast.prepare(net, train_opt.get("precision", "float32"))
@@ -108,7 +108,7 @@ class BinarySRModel(ResumableSRModel):
         self.optimizers = build_optimizers(self.get_bare_model(self.net_g), self.opt["train"]["optim_g"])
         self.optimizer_g = self.optimizers[0]
         if self.ema_decay > 0 and self.opt["path"].get("pretrain_network_g") is None:
-            # Bop starts by replacing weights by their signs: the average must start from those.
+            # Bop first replaces weights by their signs, and the average must start from the signs.
             self.model_ema(0)
 
     def setup_schedulers(self) -> None:
@@ -128,7 +128,7 @@ class BinarySRModel(ResumableSRModel):
         ]
 
     def watches(self) -> dict[str, Any]:
-        """What else is saved and resumed: the watches."""
+        """The watches, which are saved and resumed, too."""
         return {"nonfinite": self.nonfinite, "plateau": self.plateau}
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class BinarySRModel(ResumableSRModel):
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """BasicSR's; it is where the loop begins an iteration, so everything that follows its number is set here."""
+        """As in BasicSR. The loop begins an iteration here, so this sets everything that follows from its number."""
         self.begin_iteration()
         # It follows from the iteration alone, so a resumed training has it, too. The average shows the stage `float`.
         for net in [self.get_bare_model(self.net_g), *([self.net_g_ema] if self.ema_decay > 0 else [])]:
@@ -150,7 +150,7 @@ class BinarySRModel(ResumableSRModel):
         super().update_learning_rate(current_iter, warmup_iter)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step of the optimizers on the present batch, unless its loss or gradients are not finite."""
+        """One step of the optimizers on the present batch, if its loss and gradients are finite."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         scalars: dict[str, float] = {}
@@ -171,7 +171,9 @@ class BinarySRModel(ResumableSRModel):
             and current_iter < self.opt["train"]["total_iter"]
             and self.stages.leave(current_iter)
         ):
-            get_root_logger().info(f"Iteration {current_iter}: the latents take their values for the accumulation.")
+            get_root_logger().info(
+                f"Iteration {current_iter}: the latent weights take their values for the accumulation."
+            )
         self.end_iteration(current_iter)
         self.log_dict = self.reduce_loss_dict(losses)
         self.log_dict["grad_norm"] = float(norm)
@@ -180,7 +182,7 @@ class BinarySRModel(ResumableSRModel):
         self._watch_plateau(losses, current_iter)
 
     def compute_losses(self, output: Tensor, gt: Tensor) -> OrderedDict[str, Tensor]:
-        """The terms of the loss, each a scalar, by the names under which they are logged."""
+        """The terms of the loss by their names in the log, each a scalar."""
         losses: OrderedDict[str, Tensor] = OrderedDict()
         if self.cri_pix:
             losses["l_pix"] = self.cri_pix(output, gt)
@@ -192,12 +194,15 @@ class BinarySRModel(ResumableSRModel):
 
     def model_ema(self, decay: float = 0.999) -> None:
         """Move the averaged network towards the trained one, see move_average."""
-        # Before the training starts the average has no running statistics of its own.
+        # Before the training starts, the average has no running statistics of its own.
         own = self._ema_statistics.own if self._ema_statistics is not None else ()
         move_average(self.net_g_ema, self.get_bare_model(self.net_g), decay, own)
 
     def _backward(self) -> OrderedDict[str, Tensor]:
-        """Gradients of the whole batch, micro-batch by micro-batch; returns the detached terms of the loss."""
+        """Compute the gradients of the whole batch, micro-batch by micro-batch.
+
+        Returns the detached terms of the loss.
+        """
         totals: OrderedDict[str, Tensor] = OrderedDict()
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
         for index, (lq, gt) in enumerate(parts):
@@ -223,7 +228,7 @@ class BinarySRModel(ResumableSRModel):
     def _all_finite(self, values: list[Tensor]) -> bool:
         finite = torch.isfinite(torch.stack([value.float() for value in values])).all()
         if self.opt["dist"]:
-            # All processes must decide alike, or their weights part.
+            # All processes must decide alike, or their weights drift apart.
             flag = finite.int()
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
             finite = flag
@@ -234,7 +239,7 @@ class BinarySRModel(ResumableSRModel):
             optimizer.step()
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
-            assert self._ema_statistics is not None  # as always where there is an average
+            assert self._ema_statistics is not None  # as BasicSR does if there is an average
             self._ema_statistics.update(self.lq, current_iter)
 
     def _skip_step(self, current_iter: int) -> None:
@@ -268,8 +273,8 @@ class BinarySRModel(ResumableSRModel):
     # -- validation ---------------------------------------------------------------------------------------------------
 
     def test(self) -> None:
-        """`output` of the averaged network, or else of the trained one, in evaluation mode and float32."""
-        # The bare network: DistributedDataParallel would wait for the other processes, which do not validate.
+        """Compute `output` by the averaged network, or else by the trained one, in evaluation mode and float32."""
+        # The bare network computes: DistributedDataParallel would wait for other processes, which do not validate.
         net = getattr(self, "net_g_ema", None) or self.get_bare_model(self.net_g)
         training = net.training
         net.eval()

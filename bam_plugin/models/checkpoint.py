@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there, and that hold everything an exact resume needs.
+"""Checkpoints that are whole or not there, with everything that an exact resume needs.
 
 A checkpoint is two files with BasicSR's names: `models/net_g_ITER.pth` and `training_states/ITER.state`. Each is
-written to a temporary file and renamed, the network first: where a state exists, its network does too, however the
-process ended. The network file also records the options of its network, under their key `network_g` beside `params`:
-BasicSR reads one key of the file and ignores the others, so its strict loading works as ever.
+written to a temporary file and renamed, the network first. So if a state exists, its network does too, however the
+process ended. The network file also records the options of its network, under the key `network_g` beside `params`.
+BasicSR reads one key of the file and ignores the others, so its strict loading works.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from bam_plugin.files import atomic_path, remove_abandoned
 
 
 def save_atomically(content: dict[str, Any], path: str | os.PathLike) -> None:
-    """`torch.save` that leaves either the complete file at `path` or what was there before.
+    """`torch.save` that leaves the complete file at `path`, or the file that was there before.
 
-    Raises CheckpointSaveError where the file system refuses to write (a full disk).
+    Raises CheckpointSaveError if the file system refuses to write, as on a full disk.
     """
     try:
-        # Through a file of Python's, whose errors say what is wrong; those of torch's own speak of positions.
+        # Python's own files say what is wrong. The errors of torch's files speak of positions.
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
@@ -43,16 +43,16 @@ def save_atomically(content: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def network_record(opt: Mapping[str, Any], net_label: str) -> dict[str, Any]:
-    """{"network_g": its option section} for the label `net_g`, of plain containers (`weights_only` safe).
+    """{"network_g": its option section} for the label `net_g`, in plain containers (`weights_only` safe).
 
-    Empty where the options have no such section.
+    It is empty if the options have no such section.
     """
     key = f"network_{net_label.removeprefix('net_')}"
     return {key: json.loads(json.dumps(opt[key], default=str))} if key in opt else {}
 
 
 def tidy_up(opt: Mapping[str, Any]) -> list[Path]:
-    """Remove the unfinished files of checkpoints whose processes were killed; returns their paths."""
+    """Remove the unfinished files of checkpoints that killed processes left. Returns their paths."""
     folders = (opt["path"]["models"], opt["path"]["training_states"])
     return [path for folder in folders for path in remove_abandoned(folder)]
 
@@ -69,7 +69,7 @@ def random_states() -> dict[str, Any]:
 
 
 def random_states_of_all(*, dist: bool) -> list[dict[str, Any]]:
-    """`random_states()` of every process, by rank; with `dist` all processes must call it."""
+    """`random_states()` of every process, by rank. With `dist` all processes must call it."""
     own = random_states()
     if not dist:
         return [own]
@@ -90,7 +90,7 @@ def restore_own_random_states(states: Sequence[dict[str, Any]] | dict[str, Any],
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo everything drawn since `random_states()`; GPU states are used when the number of GPUs is the same."""
+    """Undo everything drawn since `random_states()`. GPU states are used if the number of GPUs is the same."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

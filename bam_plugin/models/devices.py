@@ -1,4 +1,4 @@
-"""Combinations of devices and training options that cannot work, refused before the training starts."""
+"""Refuse combinations of devices and training options that cannot work, before the training starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bam_plugin.errors import BamError
 
 
 def check_devices(opt: Mapping[str, Any]) -> None:
-    """Refuse options for which the machine lacks a GPU, or that torch's DataParallel cannot serve."""
+    """Refuse options that need a missing GPU, or that torch's DataParallel cannot serve."""
     if opt["num_gpu"] != 0 and not torch.cuda.is_available():
         raise BamError(f"num_gpu is {opt['num_gpu']}, but torch sees no GPU; set num_gpu to 0 or auto")
     train_opt = opt.get("train") or {}
@@ -20,7 +20,7 @@ def check_devices(opt: Mapping[str, Any]) -> None:
             ("precision", train_opt.get("precision") == "bf16"),
             ("stages", bool(train_opt.get("stages"))),
         ):
-            # Both replace the forward of convolutions, which DataParallel's copies would share.
+            # Both change the forward of convolutions, which DataParallel's copies would share.
             if bad:
                 raise BamError(
                     f"train.{key} does not work with num_gpu: {opt['num_gpu']} in one process; start torchrun "

@@ -27,26 +27,26 @@ from bam_plugin.toolbox.networks import NetworkError, build_network
 
 
 class DistillationError(BamError):
-    """A teacher cannot be used with this student."""
+    """A teacher does not fit this student."""
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over the batch of the squared distance of the features (N, C, H, W), each scaled to norm 1 per image.
 
-    A binary network's features have another magnitude than the teacher's; their direction is what can be taught. In
-    [0, 4]: 0 the same direction, 2 orthogonal.
+    The features of a binary network have another magnitude than the teacher's, so only their direction can be taught.
+    The distance lies in [0, 4]: 0 for the same direction, 2 for orthogonal ones.
     """
     directions = (F.normalize(features.flatten(1).float(), dim=1) for features in (student, teacher))
     return (next(directions) - next(directions)).square().sum(1).mean()
 
 
 class Teacher:
-    """A frozen network beside the student; asked for its losses after each forward pass of the student.
+    """A frozen network beside the student. It gives its losses after each forward pass of the student.
 
     Args:
         network, student: the two networks; the teacher's parameters are frozen.
         features: names of modules, or (student's, teacher's) pairs of names.
-        output_weight, feature_weight: factors of the two terms; a term with the factor 0 is not computed.
+        output_weight, feature_weight: factors of the two terms. A term with the factor 0 is not computed.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Teacher:
         except AttributeError as error:
             examples = ", ".join(each for each, _ in net.named_children())
             raise DistillationError(
-                f"train.distill.features: the {side} has no module {name!r}; it has {examples} and what they hold"
+                f"train.distill.features: the {side} has no module {name!r}; it has {examples} and their modules"
             ) from error
 
         def keep(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
@@ -120,7 +120,7 @@ def make_teacher(
         raise DistillationError(f"train.distill.network: {error}") from error
     load(network, path, True, settings.pop("param_key", "params"))
     if settings.pop("full_precision", False):
-        # The twin's training is over: its activation functions have their last shape.
+        # The training of the twin is over, so its activation functions have their last shape.
         set_progress(network, 1.0)
         try:
             set_mode(network, "float")

@@ -1,9 +1,9 @@
-"""The average of the weights, and its running statistics: of its own, or copies of the trained network's.
+"""The average of the weights, and its running statistics: its own, or copies of the trained network's.
 
-It computes other activations than the trained weights, whose running statistics it gets with
-`copy`; and a binary network takes its thresholds from them. With `reestimate` its batch normalizations look at a
-training batch now and then, as those of the trained network do. The batch is the one that is trained on, and the
-statistics are saved with the average: no data is drawn for it, nothing random happens, and a resume stays exact.
+A binary network takes its thresholds from the running statistics. With `copy` the average gets those of the trained
+weights, although it computes other activations. With `reestimate` its batch normalizations see a training batch now and
+then, as those of the trained network do. It is the batch of the training, and the statistics are saved with the
+average. So the average draws no data and nothing random, and a resume stays exact.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CHOICES = ("copy", "reestimate")
 
 @torch.no_grad()
 def move_average(average: nn.Module, net: nn.Module, decay: float, own: Collection[int] = ()) -> None:
-    """Set average <- decay average + (1 - decay) net for all parameters, latent weights included; buffers are copied.
+    """Set average <- decay average + (1 - decay) net for all parameters, latent weights included, and copy the buffers.
 
-    `own`: ids of the buffers of `average` that are left alone.
+    `own`: ids of the buffers of `average` that are not copied.
     """
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for mine, value in zip(average.buffers(), net.buffers(), strict=True):
@@ -32,7 +32,7 @@ def move_average(average: nn.Module, net: nn.Module, decay: float, own: Collecti
 
 
 class AverageStatistics:
-    """The running statistics of the averaged network `ema`; `own` are the ids of the buffers that are not copied.
+    """The running statistics of the averaged network `ema`. `own` has the ids of the buffers that are not copied.
 
     Args:
         ema: the averaged network, in evaluation mode.
@@ -51,7 +51,7 @@ class AverageStatistics:
         self.own = {id(buffer) for norm in self._norms for buffer in norm.buffers()} if self._freq else set()
 
     def update(self, lq: Tensor, iteration: int) -> None:
-        """Let the normalizations see the batch `lq` (N, C, H, W) where it is their turn; in float32."""
+        """Let the normalizations see the batch `lq` (N, C, H, W) in float32, if it is their turn."""
         if not self._freq or iteration % self._freq:
             return
         for norm in self._norms:

@@ -1,9 +1,14 @@
-"""How the binary part of a network is doing, as scalars per layer: what a loss curve does not show.
+"""The health of the binary layers, as scalars that a loss curve does not show.
 
-Per binary convolution: `flips` (share of weight signs that changed since the last measurement), `saturated` (share of
-normalized activations beyond [-1, 1], where the clipped estimator passes no gradient; only where a normalization
-precedes a sign), `dead` (share of input channels whose binary activation, as evaluation would compute it, is the same
-at every position of the batch: they carry no information). Per accumulation: `alpha`, `beta`.
+Each binary convolution has
+
+- `flips`: the share of weight signs that changed since the last measurement.
+- `saturated`: the share of normalized activations beyond [-1, 1], where the clipped estimator passes no gradient. It is
+  there only if a normalization precedes the sign.
+- `dead`: the share of input channels whose binary activation in evaluation is the same at every position of the batch.
+  They carry no information.
+
+Each accumulation has `alpha` and `beta`.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from bam_plugin.nn.binary_conv import binary_convs
 class HealthMonitor:
     """Measures the binary convolutions of `net` during one of its forward passes.
 
-    `freq` is the number of iterations between measurements; between them nothing is computed and no hook is installed.
+    `freq` is the number of iterations between measurements. Between them nothing is computed and no hook is installed.
     """
 
     def __init__(self, *, net: nn.Module, freq: int) -> None:
@@ -36,7 +41,7 @@ class HealthMonitor:
         self._clock: tuple[int, float] | None = None
 
     def due(self, iteration: int) -> bool:
-        """Whether `iteration` is one to measure."""
+        """Whether to measure in `iteration`."""
         return self.freq > 0 and iteration % self.freq == 0
 
     @contextlib.contextmanager
@@ -45,7 +50,7 @@ class HealthMonitor:
         handles: list[Any] = []
         seen: set[str] = set()
         for name, conv in self._convs.items():
-            # Hooks on the parts of a convolution would switch off its fast path.
+            # Hooks on the parts of a convolution switch off its fast path.
             handles.append(conv.register_forward_hook(self._conv_hook(name, scalars, seen)))
         try:
             yield
@@ -72,7 +77,7 @@ class HealthMonitor:
     def _conv_hook(self, name: str, scalars: dict[str, float], seen: set[str]) -> Any:
         def hook(module: BinaryConv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
             if name in seen:
-                # The first micro-batch is enough; a second look would find no flips.
+                # The first micro-batch is enough. A second look would find no flips.
                 return
             seen.add(name)
             x, *rest = inputs
@@ -114,7 +119,10 @@ def means(scalars: dict[str, float]) -> dict[str, float]:
 
 @torch.no_grad()
 def _dead_share(binarizer: ActivationBinarizer, x: Tensor) -> float:
-    """Share of the channels of x (N, C, H, W) whose binary activation is constant; leaves running statistics alone."""
+    """Share of the channels of x (N, C, H, W) whose binary activation is constant.
+
+    Running statistics stay as they are.
+    """
     training = binarizer.training
     binarizer.eval()
     activation = binarizer(x)

@@ -1,4 +1,4 @@
-"""The data of a training: loaders whose order can be resumed, and the place in it where a training goes on."""
+"""The data of a training: loaders with an order that can be resumed, and the place in it where a training goes on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bam_plugin.errors import BamError
 
 
 class TrainingDataError(BamError):
-    """The datasets of the option file cannot feed a training."""
+    """The datasets of the option file do not suffice for a training."""
 
 
 @dataclass(kw_only=True)
 class TrainingData:
-    """The loaders of a training; a pass is what BasicSR calls an epoch: `sampler.batches` iterations."""
+    """The loaders of a training. A pass is `sampler.batches` iterations; BasicSR calls it an epoch."""
 
     train: Any
     sampler: ResumableSampler
@@ -28,7 +28,7 @@ class TrainingData:
 
     @property
     def passes(self) -> int:
-        """The number of passes over the training images that `total_iter` iterations take, the last one perhaps cut."""
+        """The number of passes over the training images in `total_iter` iterations. The last one may be cut."""
         return math.ceil(self.total_iter / self.sampler.batches)
 
     def pass_of(self, iteration: int) -> int:
@@ -37,7 +37,7 @@ class TrainingData:
 
 
 def make_loaders(opt: dict[str, Any], logger: logging.Logger) -> TrainingData:
-    """What BasicSR's `create_train_val_dataloader` makes, with a resumable order and generators of their own."""
+    """The loaders of BasicSR's `create_train_val_dataloader`, with a resumable order and generators of their own."""
     from basicsr.data import build_dataloader, build_dataset
 
     train_loader, sampler, val_loaders = None, None, []
@@ -56,7 +56,7 @@ def make_loaders(opt: dict[str, Any], logger: logging.Logger) -> TrainingData:
             sampler=sampler if phase == "train" else None,
             seed=opt["manual_seed"],
         )
-        # Starting an iterator draws a number: from the global generator it would make an exact resume impossible.
+        # The start of an iterator draws a number. From the global generator, it would make an exact resume impossible.
         loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
         if phase == "train":
             train_loader = loader
@@ -76,8 +76,8 @@ def make_loaders(opt: dict[str, Any], logger: logging.Logger) -> TrainingData:
 
 
 def make_sampler(opt: dict[str, Any], dataset_opt: dict[str, Any], dataset: Any) -> ResumableSampler:
-    """The order of the training samples for this process; refuses a dataset that does not fill one batch."""
-    # Without processes BasicSR gives one loader the batches of all GPUs.
+    """The order of the training samples for this process. Raises TrainingDataError if the dataset fills no batch."""
+    # In one process BasicSR gives one loader the batches of all GPUs.
     batch_size = dataset_opt["batch_size_per_gpu"] * (1 if opt["dist"] else max(1, opt["num_gpu"]))
     ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
     sampler = ResumableSampler(
@@ -100,9 +100,9 @@ def make_sampler(opt: dict[str, Any], dataset_opt: dict[str, Any], dataset: Any)
 def go_on_at(data: TrainingData, state: dict[str, Any], logger: logging.Logger) -> None:
     """Let the order go on behind the iteration of the training state `state`, in which `epoch` becomes its pass.
 
-    The pass follows from the iteration and the present length of a pass. That may be another than before, by the
-    batch size, dataset_enlarge_ratio or the number of processes; BasicSR would go by the old number, and end a
-    training early whose passes have grown.
+    The pass follows from the iteration and the present length of a pass. The length changes with the batch size,
+    dataset_enlarge_ratio and the number of processes. BasicSR would take the old number, and end a training early if
+    its passes have grown.
     """
     before, now = state.get("order") or {}, data.sampler.order
     changes = [f"{key} {before.get(key, 'not known')} -> {now[key]}" for key in now if before.get(key) != now[key]]

@@ -1,4 +1,4 @@
-"""ResumableSRModel: BasicSR's SRModel with checkpoints that are whole, written in any event, and resume exactly."""
+"""ResumableSRModel: BasicSR's SRModel with checkpoints that are whole, that resume exactly, and that outlive a crash."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from bam_plugin.optim import resume_optimizer, resumed_states
 
 
 class ResumableSRModel(SRModel):
-    """What BinarySRModel saves and resumes; not registered by itself.
+    """The part of BinarySRModel that saves and resumes. It is not registered by itself.
 
-    A model that derives from it tells how far an iteration has come: `begin_iteration` before anything is changed,
-    `stepping` around the optimizers' steps, `end_iteration` behind them.
+    A model that derives from it says how far an iteration has come: `begin_iteration` before it changes anything,
+    `stepping` around the steps of the optimizers, `end_iteration` behind them.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -42,11 +42,11 @@ class ResumableSRModel(SRModel):
         super().__init__(opt)
 
     def watches(self) -> dict[str, Any]:
-        """What else has a state to be kept: objects with `state_dict()` and `load_state_dict()`, or None, by name."""
+        """Other objects whose state is kept, by name: they have `state_dict()` and `load_state_dict()`, or are None."""
         return {}
 
     def begin_iteration(self) -> None:
-        """Note the state before this iteration, to which a failed one returns."""
+        """Note the state before this iteration. A failed iteration returns to it."""
         if self._buffers is None:
             self._buffers = BufferSnapshot(net=self.get_bare_model(self.net_g))
         self._buffers.take()
@@ -54,22 +54,22 @@ class ResumableSRModel(SRModel):
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
-        """Around the optimizers' steps: weights that an error left half changed are not worth a checkpoint."""
+        """Surround the steps of the optimizers. Weights that an error left half changed are not saved."""
         self._in_step = True
         yield
         self._in_step = False
 
     def end_iteration(self, current_iter: int) -> None:
-        """The step of this iteration is made, or left out on purpose: from here on an error keeps it."""
+        """Note that the step of this iteration is made, or left out on purpose. From here on an error keeps it."""
         self._schedule, self._completed = None, current_iter
 
     def restore_buffers(self) -> None:
-        """Set the running statistics to what they were when the iteration began."""
+        """Set the running statistics to their values at the beginning of the iteration."""
         assert self._buffers is not None  # since the first iteration began
         self._buffers.restore()
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's: network and training state; called by all processes, written by the first."""
+        """Save network and training state, as in BasicSR. All processes call it, and the first one writes."""
         super().save(epoch, current_iter)
         if current_iter != -1:
             self._saved = (epoch, current_iter)
@@ -91,7 +91,7 @@ class ResumableSRModel(SRModel):
         """BasicSR's file `training_states/ITER.state` with random states, watches and best results, atomically."""
         if current_iter == -1:
             return
-        # After a crash the other processes may not come here.
+        # After a crash the other processes may not arrive here.
         random = random_states_of_all(dist=self.opt["dist"] and not self._crashed)
         if self.opt["rank"] != 0:
             return
@@ -110,7 +110,10 @@ class ResumableSRModel(SRModel):
         save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
 
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
-        """BasicSR's; it saves before it validates, so the state of this iteration gets the best results only now."""
+        """Validate, as in BasicSR.
+
+        BasicSR saves first, so the state of this iteration gets the best results only now.
+        """
         super().validation(dataloader, current_iter, tb_logger, save_img)
         if self._saved is not None and self._saved[1] == current_iter:
             self.save_training_state(*self._saved)
@@ -118,16 +121,16 @@ class ResumableSRModel(SRModel):
     def save_after_crash(
         self, epoch: int, current_iter: int, error: BaseException, random: dict[str, Any] | None = None
     ) -> None:
-        """Save the state after the last complete iteration: `current_iter`, or the next one when its step was made.
+        """Save the state after the last complete iteration: `current_iter`, or the next one if its step is made.
 
-        `error` broke the iteration before its step (which is undone), or what followed the step, such as a validation.
+        `error` broke the iteration before its step, which is undone, or after it, such as in a validation.
         `random`: the random states before the samples of the broken iteration were drawn.
         """
         self._crashed = True
         logger = get_root_logger()
         current_iter = max(current_iter, self._completed)
         if self._in_step:
-            logger.error("The optimizer's step was interrupted: the weights are of no use and are not saved.")
+            logger.error("An error interrupted the optimizer's step, so the weights are useless and are not saved.")
             return
         if self._schedule is not None:
             self._schedule.restore()
@@ -146,7 +149,7 @@ class ResumableSRModel(SRModel):
             )
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Take over everything that `save_training_state` keeps; accepts BasicSR's own states too.
+        """Take over everything that `save_training_state` keeps. BasicSR's own states are accepted, too.
 
         Optimizers and schedules keep the settings of the option file, see bam_plugin.optim.resume.
         """
@@ -159,13 +162,13 @@ class ResumableSRModel(SRModel):
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
         if "random" not in resume_state:
-            get_root_logger().warning("The training state holds no random states: resuming is not exact.")
+            get_root_logger().warning("The training state holds no random states, so the resume is not exact.")
             return
         known = restore_own_random_states(resume_state["random"], rank=self.opt["rank"])
         if known != self.opt["world_size"]:
             get_root_logger().warning(
-                f"The training state holds the random states of {known} of {self.opt['world_size']} processes: "
-                "resuming is not exact."
+                f"The training state holds the random states of {known} of {self.opt['world_size']} processes, "
+                "so the resume is not exact."
             )
         for name, each in self.watches().items():
             if each is not None and resume_state.get(name) is not None:

@@ -1,7 +1,7 @@
-"""Return to the state before an iteration that failed, so that a skipped step or a crash leaves no trace.
+"""Return to the state before a failed iteration, so that a skipped step or a crash leaves no trace.
 
 Up to the optimizer's step an iteration changes only buffers (running statistics of batch normalizations) and the
-learning rates; both are small and copied cheaply.
+learning rates; both are small, so their copies are cheap.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import nn
 
 
 class BufferSnapshot:
-    """A copy of all buffers of a network, taken again and again into the same memory."""
+    """A copy of all buffers of a network, always in the same memory."""
 
     def __init__(self, *, net: nn.Module) -> None:
         self._buffers = list(net.buffers())
         self._copies = [buffer.clone() for buffer in self._buffers]
 
     def take(self) -> None:
-        """Remember the buffers as they are now."""
+        """Copy the buffers."""
         if self._buffers:
             torch._foreach_copy_(self._copies, self._buffers)
 
     def restore(self) -> None:
-        """Set the buffers to what they were at the last `take()`."""
+        """Set the buffers to their values at the last `take()`."""
         with torch.no_grad():
             if self._buffers:
                 torch._foreach_copy_(self._buffers, self._copies)
@@ -43,7 +43,7 @@ class ScheduleSnapshot:
         self._states = [deepcopy(scheduler.state_dict()) for scheduler in schedulers]
 
     def restore(self) -> None:
-        """Set them to what they were when this object was made."""
+        """Set them to their values when this object was made."""
         for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate

@@ -30,7 +30,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose statistics in training are those of all processes' batches together.
+    """nn.BatchNorm2d that normalizes in training over the batches of all processes together.
 
     Every process must call it the same number of times; batches may differ in size. In evaluation, and without a
     process group, it is nn.BatchNorm2d. Its state dict is that of nn.BatchNorm2d.
@@ -43,14 +43,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(x)
         dtype = x.dtype
         if dtype in (torch.bfloat16, torch.float16):
-            # As torch's own: statistics of 16-bit data are float32.
+            # As in torch, statistics of 16-bit data are float32.
             x = x.float()
         axes = (0, 2, 3)
         count = x.new_tensor([x.numel() / x.shape[1]])
         sums = _SumOverProcesses.apply(torch.cat([x.sum(axes), count]))
         total = sums[-1].detach()
         mean = sums[:-1] / total
-        # A second reduction instead of E[x^2] - mean^2: no cancellation.
+        # A second reduction, because E[x^2] - mean^2 would cancel digits.
         centred = x - mean.view(1, -1, 1, 1)
         variance = _SumOverProcesses.apply((centred * centred).sum(axes)) / total
         self._update_running_statistics(mean.detach(), variance.detach() * total / (total - 1))
@@ -81,7 +81,7 @@ def synchronize_batch_norms(net: nn.Module) -> nn.Module:
 def _synced(norm: nn.BatchNorm2d) -> SyncedBatchNorm2d:
     result = SyncedBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     result.train(norm.training)
-    # The parameters themselves, not copies: an optimizer may hold them already.
+    # It keeps the parameters themselves, because an optimizer may hold them already.
     result._parameters = norm._parameters
     result._buffers = norm._buffers
     return result

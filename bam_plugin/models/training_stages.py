@@ -1,14 +1,15 @@
 """Staged training: full precision first, then binary activations, then binary weights too.
 
-    stages: {float: 20000, binary_activations: 20000}     iterations of each stage; all that follow are binary
+    stages: {float: 20000, binary_activations: 20000}     iterations of each stage; all others are binary
 
 The stages are modes of a binary convolution (bam_plugin.nn.binary_conv): in `float` it computes with its latent weights
 and with the function whose derivative its estimator is, in `binary_activations` with signs and latent weights.
-Parameters and normalizations are the same in all stages, so each stage goes on where the one before ended. Neither of
-the two accumulates filters, so behind the last one the latents of an accumulation group take the values with which the
-accumulated sums have the signs that the filters had alone (`hand_over`). A training of which the stages take
-all iterations ends without that: with `float` alone it is that of the full-precision twin. Only BinarySRModel in
-training knows stages: a checkpoint that is tested, converted or profiled is binary.
+Parameters and normalizations are the same in all stages, so each stage goes on where the one before ended.
+
+Neither stage accumulates filters. So behind the last one the latent weights of an accumulation group take other values:
+those whose accumulated sums have the signs of the single filters (`hand_over`). If the stages take all iterations, this
+does not happen; with `float` alone the training is that of the full-precision twin. Only BinarySRModel knows stages,
+and only in training. A checkpoint that is tested, converted or profiled is binary.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ STAGES = ("float", "binary_activations")
 
 
 class StageError(BamError):
-    """The options under train.stages cannot be followed."""
+    """The options under train.stages do not fit the network or the training."""
 
 
 @torch.no_grad()
 def hand_over(group: Sequence[BinaryConv2d]) -> None:
-    """Turn the filters W_1 .. W_n of an accumulation group, in its order, into latents whose sums have their signs.
+    """Turn the filters W_1 .. W_n of an accumulation group, in its order, into latent weights whose sums have their
+    signs.
 
     V_1 = W_1 - E(W_1) and V_i = (W_i - E(W_i)) - (W_(i-1) - E(W_(i-1))), E being the mean per output filter. So eq. 3
-    with factors of 1 gives Sign(W_i - E(W_i)), the binary weight that a filter has without accumulation. Where there is
-    an output scale it makes up for what that changes in E|W|. Learned factors of the accumulation take no part in the
-    stages and count as 1.
+    with factors of 1 gives Sign(W_i - E(W_i)), the binary weight of a filter without accumulation. An output scale, if
+    there is one, makes up for the change in E|W|. Learned factors of the accumulation take no part in the stages and
+    count as 1.
     """
     filters = [conv.weight - conv.weight.mean(dim=(1, 2, 3), keepdim=True) for conv in group]
     before = torch.zeros_like(filters[0])
@@ -52,11 +54,11 @@ def hand_over(group: Sequence[BinaryConv2d]) -> None:
 
 
 class StagedTraining:
-    """Switches the binary convolutions of `networks` to what the stage of an iteration computes.
+    """Switches the binary convolutions of `networks` to the mode of an iteration's stage.
 
     Args:
         lengths: stage -> its number of iterations, in the order of STAGES.
-        networks: the trained network and, where there is one, its average.
+        networks: the trained network and its average, if there is one.
     """
 
     def __init__(self, *, lengths: Mapping[str, int], networks: Sequence[nn.Module]) -> None:
@@ -70,7 +72,8 @@ class StagedTraining:
         self._convs = [list(binary_convs(network).values()) for network in networks]
         if not self._convs[0]:
             raise StageError("train.stages: the network has no BinaryConv2d")
-        # Convolution -> latents of the earlier ones of its accumulation group, as the trained network hands them over.
+        # Convolution -> latent weights of the earlier ones in its accumulation group, as the trained network passes
+        # them.
         self._previous: dict[BinaryConv2d, tuple[Tensor, ...]] = {}
         self._handles: list[RemovableHandle] = []
         self.stage: str | None = None
@@ -87,7 +90,7 @@ class StagedTraining:
         return "binary"
 
     def enter(self, iteration: int) -> bool:
-        """Switch to the stage of `iteration`; True when it is another one than before."""
+        """Switch to the stage of `iteration`. True if it differs from the stage before."""
         stage = self.at(iteration)
         if stage == self.stage:
             return False
@@ -101,9 +104,9 @@ class StagedTraining:
         return True
 
     def leave(self, iteration: int) -> bool:
-        """After the step of `iteration`: where it was the last one of the stages, hand over and go on in binary.
+        """Call it after the step of `iteration`. If that was the last one of the stages, hand over and go on in binary.
 
-        So a checkpoint that is written after it holds what the binary training starts from. True where that was done.
+        So a checkpoint after it holds the weights from which the binary training starts. True if it handed over.
         """
         if self.at(iteration) == "binary" or self.at(iteration + 1) != "binary":
             return False
@@ -126,7 +129,10 @@ class StagedTraining:
         return note_previous(conv, note)
 
     def _groups(self) -> list[list[BinaryConv2d]]:
-        """The accumulation groups of more than one convolution, of all networks; the trained one has shown them."""
+        """The accumulation groups with more than one convolution, of all networks.
+
+        The forward of the trained one shows them.
+        """
         places = {id(conv.weight): place for place, conv in enumerate(self._convs[0])}
         groups: dict[int, list[int]] = {}  # by the place of the first one
         for place, conv in enumerate(self._convs[0]):

@@ -1,4 +1,4 @@
-"""Validation: every image through the network, 8-bit results, BasicSR's metrics, one record per image."""
+"""Validation: compute every image in 8 bits, measure it by BasicSR's metrics, and keep one record per image."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ def validate(model: Any, dataloader: Any, current_iter: Any, tb_logger: Any, sav
 
 
 def _comparable(result: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
-    """What a metric compares. A single-channel target is grey and measured as grey: see pictures.measures.
+    """The result and the target as a metric compares them. A single-channel target is measured as grey
+    (pictures.measures).
 
-    Both are then (H, W, 1), for BasicSR's metrics and ours alike.
+    Then both are (H, W, 1), for BasicSR's metrics and for ours.
     """
     if target.ndim == 3:
         return {"img": result, "img2": target}
@@ -59,13 +60,13 @@ def _comparable(result: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]
 
 
 def _super_resolve(model: Any, data: dict[str, Any]) -> tuple[Any, Any]:
-    """The 8-bit result and, where the data has one, the 8-bit target, both (H, W, 3) BGR or (H, W)."""
+    """The 8-bit result and the 8-bit target, if the data has one, both (H, W, 3) BGR or (H, W)."""
     model.feed_data(data)
     model.test()
     visuals = model.get_current_visuals()
     result = tensor2img([visuals["result"]])
     target = tensor2img([visuals["gt"]]) if "gt" in visuals else None
-    # The next image may be larger: nothing of this one stays on the device.
+    # The next image may be larger, so nothing of this one stays on the device.
     model.lq = model.output = None
     if hasattr(model, "gt"):
         del model.gt

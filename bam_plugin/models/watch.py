@@ -1,4 +1,4 @@
-"""Watches over a training: non-finite values and a loss that does not move, each named with its layer.
+"""Watches over a training. They find non-finite values and a loss that does not move, and name the layer.
 
 Binary networks fail quietly: a NaN turns into a valid sign (NaN >= 0 is false, so -1), and a network whose body is dead
 still lowers its loss to that of its float parts.
@@ -23,11 +23,11 @@ class TrainingDivergedError(BamError):
 
 
 class TrainingPlateauError(BamError):
-    """The loss has not improved for longer than the options allow."""
+    """The loss does not improve for longer than the options allow."""
 
 
 class NonFiniteWatch:
-    """Decides what follows an iteration whose loss or gradients are not finite.
+    """Decides what happens if the loss or the gradients of an iteration are not finite.
 
     action: `stop` raises TrainingDivergedError; `skip` leaves the step out, up to `max_skipped` times in succession.
     """
@@ -45,7 +45,7 @@ class NonFiniteWatch:
         self.skipped_in_a_row = 0
 
     def not_finite(self, iteration: int, where: str) -> str:
-        """Report a bad iteration; returns the warning to log when the step is to be skipped, else raises."""
+        """Report a bad iteration. Returns the warning to log if the step is skipped, else raises."""
         message = f"iteration {iteration}: {where}"
         if self.action == "stop":
             raise TrainingDivergedError(
@@ -70,7 +70,7 @@ class NonFiniteWatch:
 class PlateauWatch:
     """Compares the mean loss of each window of `window` iterations with the best window before it.
 
-    When `patience` windows in succession improve on the best by less than the fraction `min_gain`, the training is on a
+    If `patience` windows in succession improve on the best by less than the fraction `min_gain`, the training is on a
     plateau: `warn` returns a message, `stop` raises TrainingPlateauError.
     """
 
@@ -86,7 +86,7 @@ class PlateauWatch:
         self._total, self._count, self._best, self._stale = 0.0, 0, float("inf"), 0
 
     def update(self, loss: float, iteration: int, describe: Callable[[], str]) -> str | None:
-        """Report the loss of an iteration; `describe()` is called for details only when there is a plateau."""
+        """Report the loss of an iteration. `describe()` gives details and is called only on a plateau."""
         self._total += loss
         self._count += 1
         if self._count < self.window:
@@ -118,7 +118,7 @@ class PlateauWatch:
 
 
 def make_watches(options: Mapping[str, Any]) -> tuple[NonFiniteWatch, PlateauWatch | None]:
-    """The watches that `train.watch` describes; there is none over plateaus where it names no action for them."""
+    """The watches that `train.watch` describes. Without an action for plateaus, there is no watch over them."""
     nonfinite = NonFiniteWatch(action=options.get("nonfinite", "stop"), max_skipped=options.get("max_skipped", 10))
     if (action := options.get("plateau")) is None:
         return nonfinite, None
@@ -131,11 +131,11 @@ def make_watches(options: Mapping[str, Any]) -> tuple[NonFiniteWatch, PlateauWat
 
 
 def where_not_finite(net: nn.Module, lq: Tensor, gt: Tensor) -> str:
-    """What is to blame for a loss or gradients, those that the parameters hold now, which are not finite.
+    """The cause of a loss, or of present gradients, that are not finite, in words.
 
-    Runs the network once more on `lq` (N, C, H, W), so its running statistics change.
+    It runs the network once more on `lq` (N, C, H, W), so its running statistics change.
     """
-    # In every process, whatever its batch: synchronized normalizations wait for each other.
+    # Every process runs it, whatever its batch, because synchronized normalizations wait for each other.
     layer = first_nonfinite_module(net, lambda: net(lq))
     if not bool(torch.isfinite(lq).all() and torch.isfinite(gt).all()):
         return "the batch holds non-finite values"
@@ -149,7 +149,7 @@ def where_not_finite(net: nn.Module, lq: Tensor, gt: Tensor) -> str:
 def first_nonfinite_module(net: nn.Module, run: Callable[[], Any]) -> str | None:
     """Name of the first module, in the order of execution, whose output is not finite while `run()` calls the network.
 
-    Inner modules come before the ones that hold them. None when all outputs are finite.
+    Inner modules come before the ones that hold them. None if all outputs are finite.
     """
     found: list[str] = []
 

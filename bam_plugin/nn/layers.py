@@ -135,8 +135,8 @@ class BinaryChain(nn.Module):
     With A_1 = x and A_{n+1} = layer_n(input of layer n):
         input of layer n = b_1 A_1 + ... + b_n A_n   (eq. 9 before its BN and Sign), or A_n without accumulation.
     An identity path around layer n adds A_n. A leaky ReLU of the method stands between the layers. With several planes
-    a step has that many layers with the same input, which see it through different thresholds; A_{n+1} = ((A_n +
-    first) + second) ..., and a convolution accumulates the weights of its own plane.
+    a step has that many layers with the same input, which see it through different thresholds; A_{n+1} = ((A_n + first)
+    + second) ..., and a convolution accumulates the weights of its own plane.
 
     Args:
         num_feat, num_convs: channels and number of layers, or of steps.
