@@ -1,4 +1,4 @@
-"""ResumableSRModel: BasicSR's SRModel with checkpoints that are whole, that resume exactly, and that outlive a crash."""
+"""ResumableSRModel: BasicSR's SRModel with checkpoints that are whole, resume exactly and outlive a crash."""
 
 from __future__ import annotations
 
