@@ -4,11 +4,7 @@ With the other factors fixed, each sign of W_n^B flips at one value of a_i, so J
 minimum along that coordinate is found by sorting these breakpoints. Coordinates are searched in turn until none
 improves. The end is a minimum along each coordinate, not over all alphas: of 1,300 random ones, most of them close to
 (0, 0, 1), some were better in 19 of 60 groups of three random filters of 8x8x3x3. J is nearly minimal at
-<<<<<<< HEAD
-(0, ..., 0, 1), which switches the accumulation off; this module exists to show that, and to reproduce it.
-=======
 (0, ..., 0, 1), which switches the accumulation off. This module exists to show that, and to reproduce it.
->>>>>>> 5c195b4 (Say one thought a sentence in models)
 """
 
 from __future__ import annotations
