@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of BasicSR's train.py (and test.py)."""
-    parser.add_argument("-opt", required=True, metavar="FILE", help="option file (YAML)")
+def configure(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the arguments of BasicSR's train.py (and test.py); `required`: without an option file there is no work."""
+    parser.add_argument("-opt", required=required, metavar="FILE", help="option file (YAML)")
     parser.add_argument("--method", metavar="NAME", help="which of the file's methods to use")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how processes start")
     parser.add_argument("--auto_resume", action="store_true", help="go on from the newest training state")

@@ -91,6 +91,7 @@ def copy_shipped(destination: str | Path) -> list[Path]:
 def _all_files(folder: Path) -> Iterator[Path]:
     for name in ("base", *_FOLDERS):
         yield from sorted((folder / name).rglob("*.yml"))
+    yield from sorted((folder / "warm_start").glob("*.pth"))  # weights that some trainings start from
 
 
 def _training(values: dict[str, Any]) -> tuple[Any, ...]:

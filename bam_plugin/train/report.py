@@ -59,10 +59,8 @@ def write_report(
     name: what was tested, for the title. paper_method: the method's name in the paper's tables (`paper_methods()`), or
     None if it is not in the paper. conventions: how the numbers were measured, in words.
     """
-    if paper_method is not None and paper_method not in paper_methods():
-        raise BamError(f"expected a method of the paper ({', '.join(paper_methods())}), found {paper_method!r}.")
+    markdown = report_markdown(results, name=name, scale=scale, paper_method=paper_method, conventions=conventions)
     rows = [_row(result, scale, paper_method) for result in results]
-    markdown = _markdown(rows, name, scale, paper_method, conventions)
     folder = Path(folder)
     with atomic_path(folder / "results.csv") as path, path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(_row(SetResult("", 0, 0, 0), scale, None)))
@@ -74,6 +72,20 @@ def write_report(
     with atomic_path(folder / "results.md") as path:
         path.write_text(markdown)
     return markdown
+
+
+def report_markdown(
+    results: Sequence[SetResult],
+    *,
+    name: str,
+    scale: int,
+    paper_method: str | None = None,
+    conventions: Sequence[str] = CONVENTIONS,
+) -> str:
+    """The results as a Markdown table beside the paper's values; arguments as in `write_report`."""
+    if paper_method is not None and paper_method not in paper_methods():
+        raise BamError(f"expected a method of the paper ({', '.join(paper_methods())}), found {paper_method!r}.")
+    return _markdown([_row(result, scale, paper_method) for result in results], name, scale, paper_method, conventions)
 
 
 def paper_methods() -> list[str]:

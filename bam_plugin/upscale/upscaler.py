@@ -1,7 +1,7 @@
 """Upscaler: pictures in, larger pictures out, by a packed network; no torch.
 
 >>> from bam_plugin.upscale import Upscaler
->>> upscaler = Upscaler("bsrn")
+>>> upscaler = Upscaler("bsrn_light")
 >>> large = upscaler.upscale(small)  # uint8, uint16 or float32; grey or RGB, with or without alpha
 >>> upscaler.upscale_file("photo.jpg", "photo_x4.png")
 

@@ -27,6 +27,7 @@ assert result.shape == (10, 14, 3) and result.dtype == np.float32
 OPTIONS = "options/train/BSRN/train_BSRN_x4.yml"
 WORKING = {
     "bench": "bench small_x2.bam.safetensors --size 8x6 --rounds 1 -j 1 --isa numpy",
+    "test": "test small_x2.bam.safetensors Set5",
     "inspect": "inspect small_x2.bam.safetensors",
     "upscale": "upscale -i in -o out -m small_x2.bam.safetensors",
     "compare": "compare in/a.png -m small_x2.bam.safetensors -o sheet.png",
@@ -38,7 +39,7 @@ WORKING = {
 }
 MISSING = {
     "train": f"train -opt {ROOT / OPTIONS}",
-    "test": f"test -opt {ROOT / OPTIONS.replace('train', 'test')}",
+    "test -opt": f"test -opt {ROOT / OPTIONS.replace('train', 'test')}",
     "options --check": f"options --check {ROOT / OPTIONS}",
     "profile": "profile BSRN",
     "run": f"run {ROOT / 'tools/convert_binary.py'}",

@@ -258,3 +258,19 @@ def test_the_documentation_names_every_key_and_method() -> None:
     assert not [key for key in keys | set(schema.PATH_KEYS) | set(schema.OPTIMIZER_KEYS) if f"`{key}`" not in text]
     for file in FILES:
         assert not [method for method in file.methods if f"`{method}`" not in text]
+
+
+def test_weights_that_a_training_starts_from_come_with_the_option_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in an installation from a wheel: nothing of the checkout is there but what `bam options --copy .` copies.
+    copy_shipped(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    named = [
+        weights
+        for file in FILES
+        if (weights := (read_options(file.path).values.get("path") or {}).get("pretrain_network_g"))
+        and not weights.startswith("experiments/")
+    ]
+    assert named
+    assert all(Path(weights).is_file() for weights in named), named
