@@ -19,8 +19,9 @@ from small_training import Pairs, measure, read_pairs
 
 from bam_plugin.archs.bsrn_arch import BSRN
 from bam_plugin.data.image_sets import find_image_sets
-from bam_plugin.models.training_stages import STAGES, StagedTraining
+from bam_plugin.models.training_stages import STAGES
 from bam_plugin.nn import BinaryConv2d, LBBlock
+from bam_plugin.nn.binary_conv import set_mode
 from bam_plugin.toolbox.networks import build_network, load_weights, read_checkpoint
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     assert isinstance(network, BSRN)
     load_weights(network, {name: value.float() for name, value in checkpoint.state.items()}, str(args.checkpoint))
     if args.stage:
-        StagedTraining(lengths={args.stage: 1}, networks=[network]).enter(1)
+        set_mode(network, args.stage)
     pairs = read_pairs(args.data / "DIV2K_valid_crop256")[:: args.every]
     whole = measure(network.eval(), pairs)
     blocks = [module for module in network.modules() if isinstance(module, LBBlock)]

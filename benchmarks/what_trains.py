@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from bam_plugin.archs.bsrn_arch import BSRN, LITERAL
 from bam_plugin.data.image_sets import find_image_sets
-from bam_plugin.models.training_stages import StagedTraining
 from bam_plugin.nn import BinaryConv2d, RPReLU, set_progress
+from bam_plugin.nn.binary_conv import set_mode
 
 BATCH, WARM_UP, RATE = 8, 100, 1e-3
 TRAINING_SETS = ("T91", "BSDS400/train", "BSDS400/test", "CC0_photos")
@@ -40,7 +40,7 @@ TRAINING_SETS = ("T91", "BSDS400/train", "BSDS400/test", "CC0_photos")
 
 def make_float(network: BSRN) -> None:
     """Full precision throughout: latent weights, and hardtanh in place of signs."""
-    StagedTraining(lengths={"float": 1}, networks=[network]).enter(1)
+    set_mode(network, "float")
 
 
 def add_rprelu(network: BSRN) -> None:

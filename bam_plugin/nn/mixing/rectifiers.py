@@ -7,6 +7,9 @@ rectifiers.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,18 +29,18 @@ def find_blind(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:
     rectified: dict[int, tuple[str, Tensor]] = {}  # with the tensors, so that no other takes their identity
     blind: dict[str, str] = {}
 
-    def note(part: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str) -> None:
+    def note(name: str, _part: nn.Module, _args: Any, output: Tensor) -> None:
         rectified[id(output)] = (name, output)
 
-    def look(part: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
+    def look(name: str, _part: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args[0].amin() >= 0:
             blind[name.rpartition(".")[0]] = rectified.get(id(args[0]), ("", None))[0]
 
     for name, part in twin.named_modules():
         if isinstance(part, nn.ReLU):
-            part.register_forward_hook(lambda part, args, output, name=name: note(part, args, output, name))
+            part.register_forward_hook(functools.partial(note, name))
         elif isinstance(part, BinaryConv2d):
-            part.register_forward_pre_hook(lambda part, args, name=name: look(part, args, name))
+            part.register_forward_pre_hook(functools.partial(look, name))
     devices = [inputs[0].device.index or 0] if inputs[0].is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         twin(*inputs)

@@ -74,8 +74,8 @@ def binarize(
             break
         reasons |= faults
     notes = _replace(module, chosen, method, recipe, watched)
-    if example is not None and method.needs_both_signs:
-        _treat_rectifiers(module, recipe, (example,), notes)
+    if inputs is not None and method.needs_both_signs:
+        _treat_rectifiers(module, recipe, inputs, notes)
     rows = [Row(name, _shape(convs[name]), name in notes, notes.get(name) or reasons[name] or "") for name in order]
     return SwapReport(
         rows=rows,

@@ -66,3 +66,17 @@ def test_a_rectifier_that_is_no_module_is_named_too():
 def test_wrong_choices_are_refused():
     with pytest.raises(SwapError, match="'keep' or 'leaky'"):
         binarize(nn.Sequential(nn.Conv2d(3, 3, 3)), {"rectifiers": "prelu"})
+
+
+def test_an_example_of_several_inputs_is_watched_too():
+    class Host(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.last = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+            self.act = nn.ReLU()
+
+        def forward(self, x, y):
+            return self.last(self.inner(self.act(self.first(x + y))))
+
+    report = binarize(Host(), {"binarizer": "react"}, example=(EXAMPLE, EXAMPLE))
+    assert "blind behind act" in str(report)
