@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from bam_plugin.packed.describe import describe
+from bam_plugin.packed.describe import describe, printable
 from bam_plugin.packed.format import read_model
 from bam_plugin.packed.zoo import find_model
 
@@ -35,7 +35,7 @@ def _layer_table(layers: list[dict[str, Any]]) -> str:
     for layer in layers:
         size = f"{layer['kernel']}x{layer['kernel']} {layer['channels'][0]} -> {layer['channels'][1]}"
         numbers = (f"{layer['weights']:,}", str(layer["bits_per_weight"]), f"{layer['bytes']:,}")
-        rows.append((layer["name"], layer["kind"], size, *numbers))
+        rows.append((printable(layer["name"]), layer["kind"], size, *numbers))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     # Text to the left, numbers to the right.
     aligned = (
@@ -66,7 +66,7 @@ def _summary(facts: dict[str, Any]) -> str:
         "sha256": f"{facts['sha256']} (verified)",
     }
     width = max(map(len, lines)) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
+    return "\n".join(f"{name:<{width}}{printable(value)}" for name, value in lines.items())
 
 
 def _precision(name: str, offer: dict[str, Any] | None) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from bam_plugin.engine.engine import Engine
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
+from bam_plugin.packed.graph_builder import needed_nodes
 from bam_plugin.packed.precision import LARGEST_RANGE, SMALLEST_RANGE, Integers, reducible_convs
 
 LEAST_SHARE = 1 / 256  # of the loudest channel
@@ -22,12 +23,8 @@ DIGITS = 4  # of a range in the file
 
 def cut_at(model: PackedModel, value: str) -> PackedModel:
     """The part of a network that makes `value`, as a network of its own."""
-    needed, nodes = {value}, []
-    for node in reversed(model.graph.nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-            nodes.append(node)
-    graph = replace(model.graph, nodes=tuple(reversed(nodes)), output=value)
+    nodes = needed_nodes(model.graph.nodes, value)
+    graph = replace(model.graph, nodes=nodes, output=value)
     used = {name for node in nodes for name in node.tensors.values()}
     return PackedModel(graph=graph, tensors={name: model.tensors[name] for name in used})
 

@@ -11,14 +11,16 @@ import functools
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from bam_plugin.engine import blas, kernels
+from bam_plugin.engine.forks import restart_after_fork
 from bam_plugin.engine.parameters import Weights
-from bam_plugin.engine.program import Program
+from bam_plugin.engine.program import KEPT_BYTES, Program
 from bam_plugin.engine.tile_memory import TileMemory, graph_tile_memory
 from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
@@ -126,12 +128,17 @@ class _ArrayRunner:
 
 
 class _CompiledRunner:
-    """Compiled kernels. The program of the last image size is kept: the next tile or picture often has the same."""
+    """Compiled kernels. Programs of the last image sizes are kept: the next tile or picture often has one of them."""
 
     def __init__(self, *, model: PackedModel, isa: kernels.Isa):
         self._model = model
         self._weights = Weights(isa=isa)
-        self._program: Program | None = None
+        self.start_anew()
+        restart_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Forget programs, and who is at work: a process that was forked has none of its parent's threads."""
+        self._programs: OrderedDict[tuple[int, int], Program] = OrderedDict()
         self._lock = threading.Lock()
 
     def run(self, image: np.ndarray, threads: int, observe: Observer | None) -> np.ndarray:
@@ -143,12 +150,16 @@ class _CompiledRunner:
                 observe(node.name, program.value(node.name))
             return result
         with self._lock:
-            program = self._program
-            if program is None or (program.height, program.width) != (height, width):
-                self._program = None  # frees the old buffers first
-                program = Program(model=self._model, weights=self._weights, height=height, width=width)
-                self._program = program
-            return program.run(image, threads)
+            return self._program(height, width).run(image, threads)
+
+    def _program(self, height: int, width: int) -> Program:
+        wanted = self._programs.pop((height, width), None)
+        while sum(program.bytes for program in self._programs.values()) > KEPT_BYTES:
+            self._programs.popitem(last=False)  # frees buffers before others are made
+        if wanted is None:
+            wanted = Program(model=self._model, weights=self._weights, height=height, width=width)
+        self._programs[height, width] = wanted
+        return wanted
 
 
 class Engine:
@@ -191,4 +202,4 @@ class Engine:
 
     def tile_memory(self) -> TileMemory:
         """What a tile takes, estimated from above."""
-        return graph_tile_memory(self.model.graph, compiled=self.isa in kernels.compiled_isas())
+        return graph_tile_memory(self.model, compiled=self.isa in kernels.compiled_isas())

@@ -280,8 +280,8 @@ def border_bases(
 ) -> np.ndarray:
     """int32 (row classes, column classes, out): dot = base - 2 popcount over all taps, padded taps counted as words 0.
 
-    base = valid taps * C + 2 popcount(filter on padded taps). With the alphabet "0,1" the kernel makes twice the dot
-    product (`binary_scale` halves it again): base = 2 (valid taps * C + popcount on padded - popcount on valid taps).
+    base = valid taps * C + 2 popcount(filter on padded taps). With the alphabet "0,1" dot = base - popcount, and base =
+    valid taps * C + popcount on padded - popcount on valid taps.
     """
     ones = unpack_filters(weight, kernel, channels).sum(axis=-1, dtype=np.int64)
     bases = np.zeros((len(rows), len(columns), _blocks(len(ones), lanes) * lanes), dtype=np.int32)
@@ -291,13 +291,8 @@ def border_bases(
             outside = ones.sum(axis=(1, 2)) - inside
             valid = (bottom - top) * (right - left) * channels
             plain = valid + 2 * outside
-            bases[y, x, : len(ones)] = plain if alphabet == "-1,+1" else 2 * (valid + outside - inside)
+            bases[y, x, : len(ones)] = plain if alphabet == "-1,+1" else valid + outside - inside
     return bases
-
-
-def binary_scale(scale: np.ndarray, alphabet: str) -> np.ndarray:
-    """What the kernel multiplies its dot products by; halving is exact."""
-    return scale if alphabet == "-1,+1" else scale * np.float32(0.5)
 
 
 def flip_words(flip: np.ndarray) -> np.ndarray:

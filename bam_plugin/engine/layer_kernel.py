@@ -13,6 +13,7 @@ import numpy as np
 
 from bam_plugin.engine import kernels
 from bam_plugin.engine.engine import Engine, check_image, choose_isa
+from bam_plugin.engine.forks import restart_after_fork
 from bam_plugin.engine.parameters import Weights
 from bam_plugin.engine.program import Program
 from bam_plugin.packed.errors import EngineError
@@ -49,7 +50,7 @@ class _LayerProgram(Program):
         super().__init__(model=model, weights=weights, height=height, width=width)
         self._ends = [self._refs[INPUT], self._refs[model.graph.output]]
         for name in (INPUT, model.graph.output):
-            self._buffers[name].data = self._buffers[name].data[:0].copy()  # never touched so far: gives it back
+            self._buffers[name] = self._buffers[name][:0].copy()  # never touched so far: gives it back
 
     def run_between(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
         """float32 (H, W, C) -> `result` (H, W, O), both with the strides of the kernels."""
@@ -70,6 +71,11 @@ class LayerKernel:
         compiled = kernels.compiled_isas().get(self.isa)
         self._weights = None if compiled is None else Weights(isa=compiled)
         self._engine = Engine(self.model, isa=self.isa, threads=1) if compiled is None else None
+        self.start_anew()
+        restart_after_fork(self)
+
+    def start_anew(self) -> None:
+        """Forget the program, and who is at work with it."""
         self._program: _LayerProgram | None = None
         self._lock = threading.Lock()
 

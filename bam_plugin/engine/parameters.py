@@ -37,18 +37,22 @@ class Weights:
 
     def __init__(self, *, isa: Isa):
         self.isa = isa
-        self._made: dict[tuple[int, str], list[np.ndarray]] = {}
+        self._made: dict[tuple[object, ...], list[np.ndarray]] = {}
+        self._owners: dict[int, np.ndarray] = {}  # kept alive: else another array could get the identity of one
 
-    def get_all(self, array: np.ndarray, what: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-        """As `get` for several arrays that are made together."""
-        key = (id(array), what)
+    def get_all(
+        self, owners: tuple[np.ndarray, ...], what: str, make: Callable[[], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """The results of `make`, kept under the identities of the arrays that they depend on and `what` else."""
+        key = (*map(id, owners), what)
         if key not in self._made:
+            self._owners.update((id(owner), owner) for owner in owners)
             self._made[key] = [aligned_copy(made) for made in make()]
         return self._made[key]
 
-    def get(self, array: np.ndarray, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The result of `make`, kept under the identity of `array` (which the model keeps alive) and `what`."""
-        return self.get_all(array, what, lambda: [make()])[0]
+    def get(self, owner: np.ndarray, what: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """As `get_all` for one result that is made from one array."""
+        return self.get_all((owner,), what, lambda: [make()])[0]
 
 
 class Filler:
@@ -113,42 +117,48 @@ class Filler:
         shape = (op.kernel, source.channels, self._isa.lanes)
         row_index, rows = kernels.border_classes(source.length(self._height), op.kernel)
         column_index, columns = kernels.border_classes(source.length(self._width), op.kernel)
-        words = self._weights.get(weight, "words", lambda: kernels.repack_binary(weight, *shape))
+        words = self._weights.get(weight, f"words {shape}", lambda: kernels.repack_binary(weight, *shape))
         base = self._weights.get(
             weight,
-            f"base {rows} {columns}",
+            f"base {op.alphabet} {shape} {rows} {columns}",
             lambda: kernels.border_bases(weight, *shape, rows, columns, op.alphabet),
         )
         filled.p0 = self._pointer(words)
-        filled.p1 = self._channels(scale, op.alphabet, kernels.binary_scale(scale, op.alphabet))
+        filled.p1 = self._channels(scale, "scale", scale)
         filled.p2, filled.p3, filled.p4 = map(self._pointer, (base, row_index, column_index))
         filled.i0, filled.i1 = len(columns), kernels.patch_words(op.kernel, source.channels)
+        filled.i2 = int(op.alphabet == "0,1")
 
     def _conv(self, filled: Op, op: TileOp) -> None:
         weight = op.weights["weight"]
-        bias = op.weights.get("bias", np.zeros(len(weight), dtype=np.float32))
         order = int_layout.channel_order(len(weight), op.spread)
         key = f"by {op.spread}"
         words = self._weights.get(weight, key, lambda: kernels.repack_conv(weight[order], self._isa))
-        filled.p0 = self._pointer(words)
-        filled.p1 = self._channels(weight, f"bias {key}", bias[order])
+        filled.p0, filled.p1 = self._pointer(words), self._bias(op, key, order)
+
+    def _bias(self, op: TileOp, key: str, order: np.ndarray) -> int:
+        """Address of a convolution's bias, its channels in `order`, which `key` names."""
+        if "bias" in op.weights:
+            return self._channels(op.weights["bias"], f"bias {key}", op.weights["bias"][order])
+        weight = op.weights["weight"]
+        return self._channels(weight, "no bias", np.zeros(len(weight), dtype=np.float32))
 
     def _depthwise_conv(self, filled: Op, op: TileOp) -> None:
         weight = op.weights["weight"]
-        bias = op.weights.get("bias", np.zeros(len(weight), dtype=np.float32))
         words = self._weights.get(weight, "depthwise", lambda: kernels.repack_depthwise(weight, self._isa.lanes))
-        filled.p0, filled.p1 = self._pointer(words), self._channels(weight, "bias", bias)
+        filled.p0, filled.p1 = self._pointer(words), self._bias(op, "in order", np.arange(len(weight)))
 
     def _grouped_conv(self, filled: Op, op: TileOp) -> None:
         weight, groups = op.weights["weight"], op.integers[0]
         bias = op.weights.get("bias", np.zeros(len(weight), dtype=np.float32))
+        owners = tuple(op.weights.values())
 
         def make() -> list[np.ndarray]:
             filters = [kernels.repack_conv(part, self._isa) for part in np.split(weight, groups)]
             biases = [kernels.padded_channels(part, self._isa.lanes) for part in np.split(bias, groups)]
             return [np.concatenate(filters), np.concatenate(biases)]
 
-        filled.p0, filled.p1 = map(self._pointer, self._weights.get_all(weight, f"{groups} groups", make))
+        filled.p0, filled.p1 = map(self._pointer, self._weights.get_all(owners, f"{groups} groups", make))
 
     def _int_conv(self, filled: Op, op: TileOp) -> None:
         arrays, isa = op.weights, self._isa
@@ -162,7 +172,8 @@ class Filler:
             made = int_layout.lay_out(**in_order, isa=isa, group=group, as_bytes=as_bytes)
             return [getattr(made, name) for name in names]
 
-        made = self._weights.get_all(weight, f"{names} {group} {op.spread}", make)
+        owners = (weight, arrays["scale"], arrays["bias"])
+        made = self._weights.get_all(owners, f"{as_bytes} {group} {op.spread}", make)
         filled.p0, filled.p1, filled.p2, filled.p3 = map(self._pointer, made)
         filled.i0, filled.i1 = as_bytes, group
         if op.out1:

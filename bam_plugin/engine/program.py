@@ -8,16 +8,18 @@ maps are windows of a few rows.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+import functools
 
 import numpy as np
 
 from bam_plugin.engine import int_layout, kernels
+from bam_plugin.engine.buffers import scratch_layout, share_buffers
 from bam_plugin.engine.fusion import tile_ops
 from bam_plugin.engine.kernels import Map, Op, Ref, Stage, layout, stride_of
 from bam_plugin.engine.parameters import ALIGNMENT, Filler, Weights, aligned_zeros
 from bam_plugin.engine.tile_stages import StageOps, plan_stages
 from bam_plugin.packed.bits import words_for
+from bam_plugin.packed.errors import EngineError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT
 from bam_plugin.packed.precision import INTEGERS
@@ -25,16 +27,11 @@ from bam_plugin.packed.precision import INTEGERS
 NOWHERE = Ref(0, -2)
 STRIP_BYTES = 24 << 20  # all windows of the tail together
 MIN_STRIP_ROWS = 8
+KEPT_BYTES = 32 << 20  # buffers of programs for other picture sizes that an engine keeps
 SMALLER_TILES = (36, 30, 24, 18, 12, 8)  # pixels of a tile less than the most: in sixes, as conv_block takes them
-SCRATCH_BYTES = 26 << 10  # what a tile's own values may take of the cache next to the core
-
-
-@dataclass(eq=False)
-class _Buffer:
-    """Memory of a map: bytes (rows, row_bytes); `key` says with which maps it can be shared."""
-
-    data: np.ndarray
-    key: tuple[object, ...]
+SCRATCH_BYTES = 26 << 10  # what a tile's own values should take of the cache next to the core
+MAX_SCRATCH_BYTES = 64 << 20  # what they may take: forged files ask for more than there is
+MAX_PIXEL_BYTES = 16 << 20  # what the maps of the body may take for one pixel of the picture
 
 
 class Program:
@@ -49,7 +46,7 @@ class Program:
         self.height, self.width = height, width
         self._alive: list[object] = []  # arrays that the structs point into
         self._refs: dict[str, int] = {}  # value -> index of its map
-        self._buffers: dict[str, _Buffer] = {}
+        self._buffers: dict[str, np.ndarray] = {}  # value -> bytes of its map, which others may share
         self._maps: list[Map] = []
         types = model.graph.types
         self._filler = Filler(weights=weights, types=types, height=height, width=width, alive=self._alive)
@@ -68,6 +65,7 @@ class Program:
         for index, stage in enumerate(self.plan.stages):
             self._stages[index] = self._fill_stage(stage)
         self._map_array = (Map * len(self._maps))(*self._maps)
+        self.bytes = sum({buffer.ctypes.data: buffer.nbytes for buffer in self._buffers.values()}.values())
 
     # Layout of maps
 
@@ -101,7 +99,7 @@ class Program:
         row_bytes = self._row_bytes(name)
         assert data.dtype == np.uint8 and data.size >= rows * row_bytes
         self._refs[name] = len(self._maps)
-        self._buffers[name] = _Buffer(data, self._geometry(name, rows))
+        self._buffers[name] = data
         self._maps.append(
             Map(
                 data=data.ctypes.data,
@@ -115,31 +113,17 @@ class Program:
             )
         )
 
-    def _geometry(self, name: str, rows: int) -> tuple[object, ...]:
-        """Maps with equal geometry can take each other's buffer: the zeros at the ends of rows stay zeros."""
-        value = self.model.graph.types[name]
-        kind = ("float", "signs", *INTEGERS).index(value.kind)
-        return (kind, value.channels, value.up, self.plan.pads.get(name, 0), rows)
-
     def _lay_out_body(self) -> None:
-        free: list[_Buffer] = []
-        plan = self.plan
-        for at, stage in enumerate(plan.stages[: plan.tail]):
-            dying = [name for name in self._buffers if plan.last_use.get(name) == at and name != INPUT]
-            if self._keep:
-                dying = []
-            for name in stage.whole:
-                rows = self.model.graph.types[name].length(self.height)
-                key = self._geometry(name, rows)
-                ready = free + [self._buffers[old] for old in dying if plan.may_overwrite(at, old, name)]
-                reused = next((buffer for buffer in ready if buffer.key == key), None)
-                if reused is None or name == self.model.graph.output:
-                    self._add_map(name, self._memory(name, rows), rows)
-                    continue
-                self._add_map(name, reused.data, rows)
-                free = [buffer for buffer in free if buffer is not reused]
-                dying = [old for old in dying if self._buffers[old] is not reused]
-            free += [self._buffers[old] for old in dying]
+        types = self.model.graph.types
+        shared = share_buffers(self.plan, self.model.graph, keep=self._keep)
+        each = sum(types[name].channels * types[name].up ** 2 * 4 for name in shared.first)
+        if each > MAX_PIXEL_BYTES:
+            raise EngineError(
+                f"the network holds {int(each)} bytes for a pixel of the picture; the limit is {MAX_PIXEL_BYTES}"
+            )
+        memory = [self._memory(name, types[name].length(self.height)) for name in shared.first]
+        for name, number in shared.number.items():
+            self._add_map(name, memory[number], types[name].length(self.height))
 
     def _lay_out_tail(self) -> None:
         plan, graph = self.plan, self.model.graph
@@ -164,9 +148,15 @@ class Program:
 
     def _fill_stage(self, stage: StageOps) -> Stage:
         for tile in (layout().max_tile, *SMALLER_TILES):
-            offsets, size = self._lay_out_scratch(stage, tile)
+            offsets, size = scratch_layout(
+                stage, lambda name: name not in self._refs, functools.partial(self._tile_bytes, tile=tile)
+            )
             if size <= SCRATCH_BYTES or tile == SMALLER_TILES[-1]:
                 break
+        if size > MAX_SCRATCH_BYTES:
+            raise EngineError(
+                f"the network holds {size} bytes for a tile of {tile} pixels; the limit is {MAX_SCRATCH_BYTES}"
+            )
         self._scratch_bytes = max(self._scratch_bytes, size)
         ops = (Op * len(stage.ops))()
         for filled, op in zip(ops, stage.ops, strict=True):
@@ -176,32 +166,9 @@ class Program:
         self._alive.append(ops)
         return Stage(ops, len(stage.ops), int(self.width * stage.up), 0, int(self.height * stage.up), tile)
 
-    def _lay_out_scratch(self, stage: StageOps, tile: int) -> tuple[dict[str, int], int]:
-        """First-fit offsets of the values that stay in the tile."""
-        last = {name: index for index, op in enumerate(stage.ops) for name in op.inputs + op.outputs}
-        live: dict[str, tuple[int, int]] = {}
-        offsets: dict[str, int] = {}
-        top = 0
-        for index, op in enumerate(stage.ops):
-            for name in op.outputs:
-                if name in self._refs:
-                    continue
-                size = -(-(tile * self._pixel_bytes(name) + self._slack(name)) // ALIGNMENT) * ALIGNMENT
-                old = next((old for old in op.overwritable() if last[old] == index and old in live), None)
-                if old is not None and name == op.out0 and live[old][1] - live[old][0] >= size:
-                    live[name] = live.pop(old)
-                    offsets[name] = live[name][0]
-                    continue
-                at = 0
-                for start, end in sorted(live.values()):
-                    if start - at >= size:
-                        break
-                    at = max(at, end)
-                live[name] = (at, at + size)
-                offsets[name] = at
-                top = max(top, at + size)
-            live = {name: span for name, span in live.items() if last[name] > index}
-        return offsets, top
+    def _tile_bytes(self, name: str, tile: int) -> int:
+        """Bytes of a value in a tile, in whole cache lines."""
+        return -(-(tile * self._pixel_bytes(name) + self._slack(name)) // ALIGNMENT) * ALIGNMENT
 
     def _ref(self, name: str | None, offsets: dict[str, int]) -> Ref:
         if name is None:
@@ -214,7 +181,7 @@ class Program:
         """The map of a value as (H, W, stride) floats or words, without its padding pixels."""
         value = self.model.graph.types[name]
         height, width, pad = value.length(self.height), value.length(self.width), self.plan.pads.get(name, 0)
-        rows = self._buffers[name].data[: height * self._row_bytes(name)]
+        rows = self._buffers[name][: height * self._row_bytes(name)]
         in_bytes = self._in_bytes(name)
         dtype = {"signs": np.uint64, "float": np.float32}.get(value.kind, np.uint8 if in_bytes else np.int16)
         return rows.view(dtype).reshape(height, width + 2 * pad, -1)[:, pad : pad + width]

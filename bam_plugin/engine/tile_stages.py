@@ -37,23 +37,20 @@ class StagePlan:
     tail: int
     last_use: dict[str, int]
 
-    def may_overwrite(self, at: int, old: str, new: str) -> bool:
-        """Whether stage `at`, which makes the map `new`, may write it over `old`, which nothing reads later.
+    def free_from(self, at: int) -> dict[str, int]:
+        """For the maps that stage `at` reads at the written pixel alone: which of its operations is through with them.
 
-        It may if `old` is read at the written pixel alone and not after the write. A convolution reads its operand once
-        per block of output channels, so it is through with a pixel only when it is done.
+        What that operation, or a later one, makes may be written over the map, if no later stage reads it. A
+        convolution reads its operand once per block of output channels, so the operation behind it is the first one.
         """
-        ops = self.stages[at].ops
-        written = next(index for index, op in enumerate(ops) if new in op.outputs)
-        for index, op in enumerate(ops):
-            if old not in op.inputs:
-                continue
-            convolved = old in op.operands and op.kind in CONVOLUTIONS
-            if old in op.around:
-                return False
-            if index > written or (index == written and convolved):
-                return False
-        return True
+        free: dict[str, int] = {}
+        around: set[str] = set()
+        for index, op in enumerate(self.stages[at].ops):
+            around.update(op.around)
+            for name in op.inputs:
+                convolved = name in op.operands and op.kind in CONVOLUTIONS
+                free[name] = max(free.get(name, 0), index + convolved)
+        return {name: index for name, index in free.items() if name not in around}
 
     def strip_rows(self, graph: Graph, height: int, first: int, last: int) -> list[tuple[int, int]]:
         """Rows [begin, end) of each tail stage that the input rows [first, last) of the result need.
@@ -105,14 +102,14 @@ def _levels(ops: list[TileOp]) -> list[int]:
         if op.kind == "pixel_shuffle":
             shuffled.update(op.outputs)
     # The input is at hand all the time, its magnified copy need not be: make it where it is read.
-    for index, op in enumerate(ops):
-        if op.kind == "resize" and op.in0 == INPUT:
-            readers = [
-                levels[at] - int(op.out0 in reader.around) for at, reader in enumerate(ops) if op.out0 in reader.inputs
-            ]
-            if readers:
-                levels[index] = max(levels[index], min(readers))
-    return levels
+    first_read: dict[str, int] = {}
+    for level, op in zip(levels, ops, strict=True):
+        for name in op.inputs:
+            first_read[name] = min(level - int(name in op.around), first_read.get(name, len(ops)))
+    return [
+        max(level, first_read.get(str(op.out0), level)) if op.kind == "resize" and op.in0 == INPUT else level
+        for level, op in zip(levels, ops, strict=True)
+    ]
 
 
 def plan_stages(graph: Graph, ops: list[TileOp], *, keep: bool = False) -> StagePlan:
@@ -143,4 +140,5 @@ def plan_stages(graph: Graph, ops: list[TileOp], *, keep: bool = False) -> Stage
         stage.whole = [name for op in stage.ops for name in op.outputs if name in whole]
     binary = [at for at, stage in enumerate(stages) if any(op.kind == "binary_conv2d" for op in stage.ops)]
     tail = len(stages) if keep else binary[-1] + 1 if binary else 0
+    last_use[graph.output] = len(stages)  # by the caller
     return StagePlan(stages=stages, pads=pads, tail=tail, last_use=last_use)

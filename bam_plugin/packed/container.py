@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -19,7 +20,9 @@ from bam_plugin.packed.errors import ChecksumError, NewerVersionError, NotPacked
 
 NEWEST_VERSION = 3
 METADATA_KEY = "bam"
-MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
+MAX_DOCUMENT_BYTES = 4 << 20  # an empty list of 3 bytes takes 64 in memory
+MAX_HEADER_BYTES = 4 * MAX_DOCUMENT_BYTES
+MAX_DEPTH = 32  # of lists and objects in each other
 _DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "I64": np.dtype("<i8")}
 _NAMES = {np.dtype("float32"): "F32", np.dtype("uint8"): "U8", np.dtype("int64"): "I64"}
 
@@ -52,6 +55,8 @@ def pack_container(document: dict, tensors: Mapping[str, np.ndarray]) -> bytes:
     """The bytes of a packed file; its checksum is added to the document."""
     document = _as_read(document)
     complete = {**document, "sha256": digest(document, tensors)}
+    if len(compact(complete)) > MAX_DOCUMENT_BYTES:
+        raise NotPackedError(f"graph and facts take more than the {MAX_DOCUMENT_BYTES} bytes that a reader accepts")
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     # More than one metadata key would be written in random order by safetensors.
     return bytes(save(arrays, metadata={METADATA_KEY: compact(complete)}))
@@ -93,6 +98,8 @@ def _header(data: bytes) -> dict:
     if len(data) < 8:
         raise TruncatedFileError(f"{len(data)} bytes are too few for a packed file")
     length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES and data[8:9] == b"{":
+        raise NotPackedError(f"a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
     if length > MAX_HEADER_BYTES or (len(data) > 8 and data[8:9] != b"{"):
         raise NotPackedError("not a safetensors file (no header where one must start)")
     if 8 + length > len(data):
@@ -112,6 +119,26 @@ def _no_constants(word: str) -> float:
     raise ValueError(f"{word} is no JSON")
 
 
+def _check_values(document: object) -> None:
+    """ValueError for numbers beyond float64, text that is no Unicode, and lists in lists without end."""
+    level, depth = [document], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} lists and objects in each other")
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                below += [*value, *value.values()]
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, str):
+                value.encode()  # UnicodeEncodeError, a ValueError, for half a pair of surrogates
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError("a number beyond the range of float64")
+        level = below
+
+
 def _read_document(header: dict) -> dict:
     metadata = header.get("__metadata__")
     text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
@@ -120,8 +147,11 @@ def _read_document(header: dict) -> dict:
             f"a safetensors file, but not a packed network (no metadata key {METADATA_KEY!r}); "
             "make one with `bam convert`"
         )
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise NotPackedError(f"metadata of {len(text)} characters; at most {MAX_DOCUMENT_BYTES} are allowed")
     try:
         document = json.loads(text, parse_constant=_no_constants)
+        _check_values(document)
     except (ValueError, RecursionError) as error:
         raise NotPackedError(f"the metadata is not valid JSON ({error})") from None
     version = document.get("format_version") if isinstance(document, dict) else None

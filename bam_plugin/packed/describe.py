@@ -44,6 +44,11 @@ def describe(model: PackedModel | MixedModel, *, file_bytes: int) -> dict[str, o
     }
 
 
+def printable(text: str) -> str:
+    """Text from a file for one line of a terminal: what is no printable character, such as an escape, as its code."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _offer(offer: Offer) -> dict[str, object]:
     return {"cost_db": dict(offer.cost), "calibration": dict(offer.calibration), "convolutions": list(offer.ranges)}
 

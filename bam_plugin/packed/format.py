@@ -19,7 +19,7 @@ from bam_plugin.files import atomic_path
 from bam_plugin.packed.container import check_fields, digest, pack_container, unpack_container
 from bam_plugin.packed.errors import InvalidGraphError, MixedFileError, PackedFormatError, UnexpectedTensorError
 from bam_plugin.packed.graph import Graph, Node
-from bam_plugin.packed.graph_builder import check_graph
+from bam_plugin.packed.graph_builder import MAX_NODES, check_graph
 from bam_plugin.packed.mixed_format import VERSION as MIXED_VERSION
 from bam_plugin.packed.mixed_format import MixedModel, mixed_document, unpack_mixed
 from bam_plugin.packed.ops import OPERATIONS
@@ -149,6 +149,8 @@ def _read_nodes(graph: object) -> tuple[Node, ...]:
         raise InvalidGraphError("the graph must have exactly the fields num_in_ch, nodes and output")
     if not isinstance(graph["nodes"], list) or not isinstance(graph["output"], str):
         raise InvalidGraphError("the graph's nodes must be a list and its output a name")
+    if len(graph["nodes"]) > MAX_NODES:
+        raise InvalidGraphError(f"the graph has {len(graph['nodes'])} nodes; at most {MAX_NODES} are allowed")
     nodes = []
     for index, item in enumerate(graph["nodes"]):
         if not isinstance(item, list) or len(item) != 5:

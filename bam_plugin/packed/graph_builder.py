@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from bam_plugin.packed.errors import InvalidGraphError
 from bam_plugin.packed.graph import INPUT, Graph, Node, ValueType
 from bam_plugin.packed.ops import MAX_CHANNELS, infer_type
 
-MAX_NODES = 100_000
+MAX_NODES = 20_000
 
 
 def check_graph(*, num_in_ch: int, nodes: tuple[Node, ...], output: str, tensors: Mapping[str, np.ndarray]) -> Graph:
@@ -25,11 +25,24 @@ def check_graph(*, num_in_ch: int, nodes: tuple[Node, ...], output: str, tensors
     types = {INPUT: ValueType("float", num_in_ch, 1)}
     for node in nodes:
         types[node.name] = infer_type(node, types, tensors)
-    if output not in types or types[output].kind != "float":
+    if output not in types or output == INPUT or types[output].kind != "float":
         raise InvalidGraphError(f"the output {output!r} is not a float map made by a node")
     if types[output].up != int(types[output].up):
         raise InvalidGraphError(f"the output {output!r} is smaller than the input, which no packed network is")
+    dead = len(nodes) - len(needed_nodes(nodes, output))
+    if dead:
+        raise InvalidGraphError(f"{dead} nodes make values that the output {output!r} does not need")
     return Graph(num_in_ch=num_in_ch, nodes=nodes, output=output, types=types)
+
+
+def needed_nodes(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
+    """The nodes that `output` depends on, in order of execution."""
+    needed, kept = {output}, []
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+            kept.append(node)
+    return tuple(reversed(kept))
 
 
 class GraphBuilder:
@@ -73,12 +86,7 @@ class GraphBuilder:
 
     def finish(self, output: str) -> Graph:
         """Return the checked graph; nodes that `output` does not need are left out, with their tensors."""
-        needed, kept = {output}, []
-        for node in reversed(self._nodes):
-            if node.name in needed:
-                needed.update(node.inputs)
-                kept.append(node)
-        nodes = tuple(reversed(kept))
+        nodes = needed_nodes(self._nodes, output)
         used = {name for node in nodes for name in node.tensors.values()}
         self.tensors = {name: array for name, array in self.tensors.items() if name in used}
         return check_graph(num_in_ch=self._num_in_ch, nodes=nodes, output=output, tensors=self.tensors)

@@ -43,6 +43,7 @@ class _Rewriter:
     def __init__(self, *, model: PackedModel, offer: Offer):
         self._model, self._offer = model, offer
         self._nodes: dict[str, Node] = {node.name: node for node in model.graph.nodes}  # in order of execution
+        self._before: dict[str, list[Node]] = {}  # what is put in front of a node
         self._tensors: dict[str, np.ndarray] = dict(model.tensors)
         self._types: dict[str, ValueType] = dict(model.graph.types)
         self._readers = Counter(name for node in model.graph.nodes for name in node.inputs)
@@ -51,7 +52,7 @@ class _Rewriter:
     def run(self) -> PackedModel:
         for name, ranges in self._offer.ranges.items():
             self._rewrite(self._nodes[name], ranges)
-        nodes = tuple(self._nodes.values())
+        nodes = tuple(made for node in self._nodes.values() for made in (*self._before.get(node.name, ()), node))
         graph = replace(self._model.graph, nodes=nodes, types=self._types)
         used = {name for node in nodes for name in node.tensors.values()}
         tensors = {name: array for name, array in self._tensors.items() if name in used}
@@ -93,7 +94,5 @@ class _Rewriter:
         self._tensors.update({node.tensors[role]: array for role, array in tensors.items()})
         if before is None:
             self._nodes[node.name] = node
-            return
-        items = list(self._nodes.items())
-        at = [name for name, _ in items].index(before)
-        self._nodes = dict([*items[:at], (node.name, node), *items[at:]])
+        else:
+            self._before.setdefault(before, []).append(node)

@@ -75,3 +75,16 @@ def test_a_changed_file_is_refused(packed, capsys):
     assert main(["inspect", str(packed)]) == 2
     shown = capsys.readouterr()
     assert "ChecksumError" in shown.err and shown.out == ""
+
+
+def test_facts_of_a_file_cannot_forge_lines(tmp_path, capsys):
+    """Escapes and line ends come out as codes, whatever part of the file they stand in."""
+    model = tiny_model(features=16)
+    evil = "\x1b[2Jx\nsha256   00 (verified)\u202e"
+    info = {"network_g": {"type": evil}, "metrics": {evil: {"psnr": 1.0}}, "producer": evil, "training": [evil]}
+    path = tmp_path / "evil_x4.bam.safetensors"
+    write_packed(PackedModel(graph=model.graph, tensors=model.tensors, metadata=info), path)
+    assert main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert sum(line.startswith("sha256") for line in shown.splitlines()) == 1

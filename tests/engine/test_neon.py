@@ -52,11 +52,11 @@ def write_program(program: Program, image: np.ndarray, path: Path) -> None:
         stages[program.plan.tail + index].row_begin = begin
         stages[program.plan.tail + index].row_end = end
     arrays = [item for item in program._alive if isinstance(item, np.ndarray)]
-    arrays += [program._zeros, *(buffer.data for buffer in program._buffers.values())]
+    arrays += [program._zeros, *program._buffers.values()]
     blobs = {array.ctypes.data: array.tobytes() for array in arrays}
     structs = [stages, program._map_array, *(item for item in program._alive if not isinstance(item, np.ndarray))]
     blobs |= {ctypes.addressof(item): bytes(item) for item in structs}
-    output = program._buffers[program.model.graph.output].data.ctypes.data
+    output = program._buffers[program.model.graph.output].ctypes.data
     scratch = -(-program._scratch_bytes // 64) * 64
     maps = ctypes.sizeof(program._map_array) // ctypes.sizeof(Map)
     addresses = (ctypes.addressof(stages), ctypes.addressof(program._map_array), output)

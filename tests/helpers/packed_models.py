@@ -33,10 +33,12 @@ def binary_layer(
     out: int,
     kernel: int,
     alphabet: str = "-1,+1",
+    signs: str | None = None,
 ) -> str:
-    """threshold + binary_conv2d with random parameters."""
+    """threshold + binary_conv2d with random parameters; `signs` are those of a threshold that is there already."""
     channels = builder.types[value].channels
-    signs = builder.add("threshold", f"{name}.sign", value, tensors=random_thresholds(generator, channels))
+    if signs is None:
+        signs = builder.add("threshold", f"{name}.sign", value, tensors=random_thresholds(generator, channels))
     tensors = {
         "weight": random_filters(generator, out, kernel, channels),
         "scale": 0.05 * random_floats(generator, out),
@@ -55,12 +57,13 @@ def float_layer(
     kernel: int = 3,
     groups: int = 1,
     stride: int = 1,
+    bias: bool = True,
 ) -> str:
-    """conv2d with random weights and bias."""
+    """conv2d with random weights."""
     channels = builder.types[value].channels // groups
     weight = random_floats(generator, out, channels, kernel, kernel) / np.float32(kernel * np.sqrt(channels))
     attrs = {attr: number for attr, number in (("groups", groups), ("stride", stride)) if number > 1}
-    tensors = {"weight": weight, "bias": 0.1 * random_floats(generator, out)}
+    tensors = {"weight": weight} | ({"bias": 0.1 * random_floats(generator, out)} if bias else {})
     return builder.add("conv2d", name, value, attrs=attrs, tensors=tensors)
 
 

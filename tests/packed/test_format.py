@@ -288,3 +288,48 @@ def test_groups_and_strides_that_cannot_be_are_refused(attrs, words):
     weight = np.zeros((6, 6 // attrs.get("groups", 1), 3, 3), np.float32)
     with pytest.raises(errors.InvalidGraphError, match=words):
         builder.finish(builder.add("conv2d", "conv", builder.input, attrs=attrs, tensors={"weight": weight}))
+
+
+def with_document_text(text: str) -> bytes:
+    """A file of no tensors whose metadata is this text."""
+    return save({}, metadata={METADATA_KEY: text})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"format_version": 1, "info": {"x": 1e999}}', "beyond the range"),
+        ('{"format_version": 1, "info": {"x": ' + "[" * 40 + "]" * 40 + "}}", "in each other"),
+        ('{"format_version": 1, "info": {"x": ' + "[" * 900 + "]" * 900 + "}}", "in each other"),
+        ('{"format_version": 1, "info": {"x": ' + "[" * 99999 + "]" * 99999 + "}}", "not valid JSON"),
+        ('{"format_version": 1, "info": {"x": "\\ud800"}}', "not valid JSON"),
+        ('{"format_version": 1, "info": {"\\udfff": 1}}', "not valid JSON"),
+        ('{"format_version": 1, "info": {"x": [' + "[]," * 2_000_000 + "[]]}}", "metadata of .* characters"),
+    ],
+    ids=["number", "depth", "more depth", "recursion", "surrogate", "surrogate as key", "lists"],
+)
+def test_json_that_is_no_document_is_refused(text, words):
+    with pytest.raises(errors.NotPackedError, match=words):
+        unpack_model(with_document_text(text))
+
+
+def test_large_headers_are_refused_before_they_are_read():
+    header = b'{"a":[' + b"[]," * 6_000_000 + b"[]]}"
+    with pytest.raises(errors.NotPackedError, match="header of"):
+        unpack_model(len(header).to_bytes(8, "little") + header)
+
+
+def test_what_a_reader_refuses_is_not_written():
+    model = small_model()
+    with pytest.raises(errors.NotPackedError, match="accepts"):
+        pack_model(PackedModel(graph=model.graph, tensors=model.tensors, metadata={"x": "x" * (5 << 20)}))
+
+
+def test_too_many_nodes_are_refused_before_they_are_made():
+    data = pack_model(small_model())
+
+    def edit(meta):
+        meta["graph"]["nodes"] = [[]] * 20_001
+
+    with pytest.raises(errors.InvalidGraphError, match="20001 nodes"):
+        unpack_model(resign(rewrite(data, document=edit)))

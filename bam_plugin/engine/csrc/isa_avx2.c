@@ -26,7 +26,7 @@ typedef __m256i VI, VW, VC;
 #define vi_dot_halves(sum, a, w) _mm256_add_epi32(sum, _mm256_madd_epi16(a, w))
 #define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
 #define BAM_DOT_BYTES 0
-#define vf_minus_twice(a, b) _mm256_fmadd_ps(b, _mm256_set1_ps(-2.0f), a)
+#define vf_plus_times(a, b, c) _mm256_fmadd_ps(b, c, a)
 #define vw_load(p) _mm256_loadu_si256(p)
 #define vw_set1(x) _mm256_set1_epi32((int)(x))
 #define vw_xor(a, b) _mm256_xor_si256(a, b)

@@ -35,7 +35,7 @@ static inline __attribute__((always_inline)) __m512i vi_dot_bytes(__m512i sum, _
     return sum;
 }
 #define BAM_DOT_BYTES 1
-#define vf_minus_twice(a, b) _mm512_fmadd_ps(b, _mm512_set1_ps(-2.0f), a)
+#define vf_plus_times(a, b, c) _mm512_fmadd_ps(b, c, a)
 #define vw_load(p) _mm512_loadu_si512(p)
 #define vw_set1(x) _mm512_set1_epi32((int)(x))
 #define vw_xor(a, b) _mm512_xor_si512(a, b)

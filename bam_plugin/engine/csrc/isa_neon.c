@@ -28,7 +28,7 @@ typedef uint8x16_t VC;
 #define vi_store_bytes(p, a) vi_store_halves(p, a)
 #define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
 #define BAM_DOT_BYTES 0
-#define vf_minus_twice(a, b) vfmaq_f32(a, b, vdupq_n_f32(-2.0f))
+#define vf_plus_times(a, b, c) vfmaq_f32(a, b, c)
 #define vw_load(p) vld1q_u32((const uint32_t *)(p))
 #define vw_set1(x) vdupq_n_u32(x)
 #define vw_xor(a, b) veorq_u32(a, b)

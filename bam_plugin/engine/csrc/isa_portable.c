@@ -62,7 +62,7 @@ FN VI vi_dot_halves(VI sum, VI a, VI w) {
 #define vi_store_bytes(p, a) vi_store_halves(p, a)
 #define vi_dot_bytes(sum, a, w) vi_dot_halves(sum, a, w)
 #define BAM_DOT_BYTES 0
-FN VF vf_minus_twice(VF a, VF b) { for (int l = 0; l < 4; l++) a.v[l] -= 2 * b.v[l]; return a; }
+FN VF vf_plus_times(VF a, VF b, VF c) { for (int l = 0; l < 4; l++) a.v[l] += b.v[l] * c.v[l]; return a; }
 FN VW vw_load(const VW *p) { return *p; }
 FN VW vw_set1(uint32_t x) { VW r = {{x, x, x, x}}; return r; }
 FN VW vw_xor(VW a, VW b) { for (int l = 0; l < 4; l++) a.v[l] ^= b.v[l]; return a; }

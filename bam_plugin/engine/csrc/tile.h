@@ -3,7 +3,7 @@
  *   BAM_LANES            lanes of a register: output channels of a block
  *   VF, VI               registers of BAM_LANES floats and int32: vf_load, vf_store, vf_set1, vf_add, vf_mul, vf_abs, vf_fma (one
  *                        rounding), vi_load, vi_add, vi_sub, vi_to_vf
- *   vf_minus_twice(a, b) a - 2 b of whole numbers below 2^24, where every way of doing it is exact
+ *   vf_plus_times(a, b, c) a + b c of whole numbers below 2^24, where every way of doing it is exact
  *   vf_ge_bits(x, t)     bit l set where x[l] >= t[l]
  *   VW, VC               registers of BAM_LANES words of 32 bits and of running counts of their bits: vw_load, vw_set1, vw_xor,
  *                        vw_carry(x0, x1, x2, w0, w1, w2) = x0 ^ w0 ^ ((x1 ^ w1) & (x2 ^ w2)), see tile_patch.h,

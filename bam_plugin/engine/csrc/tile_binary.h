@@ -29,6 +29,7 @@ typedef struct {
     int64_t pixel_words;
     int kernel, run; /* run: words of a row of taps */
     int segment_count, count, blocks, stride, out_bytes; /* out_bytes: of a pixel's signs */
+    int once;                                            /* differing bits count once: signs are 0 and 1 */
     const uint32_t *weights;
     const float *scale, *add, *limits;
     const uint8_t *flips;
@@ -87,6 +88,12 @@ INLINE VI count_differing(const binary_conv_t *b, const VW *w, const int how, in
     return vi_add(vi_add(twice, twice), vc_total(sum));
 }
 
+/* The dot product from its base and the differing bits, of which each takes 1 away where signs are 0 and 1, else 2. */
+INLINE VI take_away(const binary_conv_t *b, VI base, VI differing) {
+    const VI rest = vi_sub(base, differing);
+    return b->once ? rest : vi_sub(rest, differing);
+}
+
 /* One block of output channels for all pixels. The filters are kept in registers where there are enough. The map that
  * is added comes from far away: each step asks for a line of the next tile, in the order of addresses. */
 INLINE void binary_conv_block(const binary_conv_t *b, int block, const int how, const int mode) {
@@ -97,6 +104,7 @@ INLINE void binary_conv_block(const binary_conv_t *b, int block, const int how, 
     VW kept[6 * 4 + 2];
     if (keep) UNROLL for (int s = 0; s < vectors; s++) kept[s] = vw_load(memory + s);
     const VF scale = vf_load(b->scale + first);
+    const VF minus = vf_set1(b->once ? -1.0f : -2.0f);
     const VF limits = mode & SIGNS ? vf_load(b->limits + first) : scale;
     const unsigned flips = mode & SIGNS ? vf_bits_load(b->flips + first / 8) : 0;
     const float *next = b->add + (int64_t)b->count * (stride + first);
@@ -110,8 +118,8 @@ INLINE void binary_conv_block(const binary_conv_t *b, int block, const int how, 
         for (int64_t p = segment->first, last = segment->last; p < last; p++) {
             const VI differing = count_differing(b, keep ? kept : memory, how, p);
             /* Beyond 2^24 only integers are exact. */
-            const VF dot = how == ANY ? vi_to_vf(vi_sub(vi_sub(base, differing), differing))
-                                      : vf_minus_twice(base_f, vi_to_vf(differing));
+            const VF dot = how == ANY ? vi_to_vf(take_away(b, base, differing))
+                                      : vf_plus_times(base_f, vi_to_vf(differing), minus);
             VF value = vf_mul(scale, dot);
             if (mode & ADDS) {
                 __builtin_prefetch(next + p * BAM_LANES);
@@ -131,7 +139,7 @@ INLINE void binary_conv_narrow(const binary_conv_t *b, int block, const int how)
     for (int k = 0; k < b->segment_count; k++)
         for (int p = b->segments[k].first; p < b->segments[k].last; p++) {
             const VI differing = count_differing(b, memory, how, p);
-            const VI dot = vi_sub(vi_sub(vi_load(b->segments[k].base + first), differing), differing);
+            const VI dot = take_away(b, vi_load(b->segments[k].base + first), differing);
             float lanes[BAM_LANES];
             vf_store(lanes, vf_mul(scale, vi_to_vf(dot)));
             for (int c = first; c < b->stride; c++) {
@@ -179,7 +187,7 @@ INLINE int cut_segments(segment_t *segments, const int32_t *classes, const int32
 
 /* in0 signs, in1 floats to add (optional), out0 floats (optional), out1 signs (optional). p0 weights, p1 scale, p2 base
  * (row classes, column classes, out), p3 row class of each row, p4 column class of each column, p5 thresholds, p6 flips as
- * words; i0 = column classes, i1 = words of a patch (tile_patch.h) or 0. */
+ * words; i0 = column classes, i1 = words of a patch (tile_patch.h) or 0, i2 = 1: the signs stand for 0 and 1. */
 NOINLINE void binary_conv_op(const tile_t *t, const bam_op *op) {
     const int words = words_of(op->in_channels), patch_words = op->i1;
     const uint8_t *rows[MAX_KERNEL];
@@ -190,7 +198,7 @@ NOINLINE void binary_conv_op(const tile_t *t, const bam_op *op) {
     for (int i = 0; i < b.kernel; i++) b.rows[i] = (const uint64_t *)rows[i];
     b.count = t->count, b.blocks = blocks_of(op->out_channels), b.stride = stride_of(op->out_channels);
     b.out_bytes = 8 * words_of(op->out_channels);
-    b.weights = op->p0, b.scale = op->p1;
+    b.weights = op->p0, b.scale = op->p1, b.once = op->i2;
     const int64_t class_stride = (int64_t)b.blocks * BAM_LANES;
     const int32_t *base = (const int32_t *)op->p2 + ((const int32_t *)op->p3)[t->y] * op->i0 * class_stride;
     b.segment_count = cut_segments(b.segments, (const int32_t *)op->p4 + t->x, base, class_stride, b.count);

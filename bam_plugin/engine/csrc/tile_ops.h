@@ -236,10 +236,10 @@ NOINLINE void resize_op(const tile_t *t, const bam_op *op) {
     for (int p = 0; p < t->count; p++, out += stride, part++) {
         if (part == factor) place++, part = 0;
         const float *across = weights + part * taps, *down = weights + phase * taps;
-        int at[MAX_TAPS];
+        int64_t at[MAX_TAPS];
         for (int k = 0; k < taps; k++) {
             const int column = place + offsets[part] + k;
-            at[k] = (column < 0 ? 0 : column >= map->width ? map->width - 1 : column) * stride;
+            at[k] = (int64_t)(column < 0 ? 0 : column >= map->width ? map->width - 1 : column) * stride;
         }
         if (taps == 2 && stride == 3 && p + 1 < t->count) { /* a colour at once, and a fourth number that goes again */
             const four_t a = *(const four_t *)(lines[0] + at[0]), b = *(const four_t *)(lines[0] + at[1]);

@@ -24,7 +24,7 @@ import numpy as np
 from bam_plugin.packed.errors import InvalidGraphError
 from bam_plugin.packed.graph import Node, ValueType
 from bam_plugin.packed.ops import convolution, pointwise, sizes
-from bam_plugin.packed.ops.operation import MAX_CHANNELS, MAX_KERNEL, MAX_UP, Call, Operation, Tile
+from bam_plugin.packed.ops.operation import MAX_CHANNELS, MAX_KERNEL, MAX_NUMBERS, MAX_UP, Call, Operation, Tile
 
 __all__ = ["MAX_CHANNELS", "MAX_KERNEL", "MAX_UP", "OPERATIONS", "Operation", "Tile", "infer_type"]
 
@@ -43,4 +43,6 @@ def infer_type(node: Node, types: Mapping[str, ValueType], tensors: Mapping[str,
     call = Call(node=node, types=types, tensors=tensors)
     result = record.check(call)
     call.finish()
+    if result.channels * result.up**2 > MAX_NUMBERS:
+        raise call.fault(f"makes {result.channels} channels at magnification {result.up}, too many numbers per pixel")
     return result

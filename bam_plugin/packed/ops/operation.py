@@ -19,6 +19,7 @@ MAX_CHANNELS = 1 << 16
 MAX_KERNEL = 31
 MAX_UP = 16  # largest magnification inside a graph, so that a forged file cannot ask for endless memory
 MAX_DOWN = 16  # largest reduction by strides
+MAX_NUMBERS = 1 << 16  # of one value for each pixel of the input
 _LARGEST = float(np.finfo(np.float32).max)
 
 
