@@ -15,7 +15,7 @@ from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.toolbox.networks import build_network
 from helpers.networks import HOSTS, enliven
 
-MIXED = ("ECBSR", "RCAN", "RIDNet", "RRDBNet", "SwinIR")
+MIXED = ("ECBSR", "RCAN", "RIDNet", "SwinIR")
 """Hosts that become mixed files; the other ones of `HOSTS` become graphs."""
 
 
