@@ -11,6 +11,7 @@ Without accumulation of activations (the paper's A2) the three follow each other
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from bam_plugin.nn.accumulation import ActivationScale
 from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.nn.weights import WEIGHT_BINARIZERS
 
 
 class LBBlock(nn.Module):
@@ -35,7 +37,7 @@ class LBBlock(nn.Module):
         long_range: accumulate the 3x3 filters over the earlier LB blocks of the HPB block.
         short_range: accumulate the filters of the two 1x1 convolutions.
         position: index of this block in its HPB block, 0-based.
-        alpha, weight_gradient: the options `alpha` and `gradient` of BAMWeight, where the weights are binarized by it.
+        alpha, weight_gradient: the options `alpha` and `gradient` of the weight binarizer, where it has them (bam).
         conv_options: further keywords of the three BinaryConv2d.
     """
 
@@ -62,10 +64,11 @@ class LBBlock(nn.Module):
         self.short_range = short_range
 
         options = dict(conv_options or {})
-        bam = options.get("weight_binarizer", "bam") == "bam"
+        taken = inspect.signature(WEIGHT_BINARIZERS[options.get("weight_binarizer", "bam")]).parameters
 
         def conv(kernel_size: int, group_index: int) -> BinaryConv2d:
-            weight_options = {"alpha": alpha, "gradient": weight_gradient, "group_index": group_index} if bam else {}
+            weight_options = {"alpha": alpha, "gradient": weight_gradient, "group_index": group_index}
+            weight_options = {name: value for name, value in weight_options.items() if name in taken}
             return BinaryConv2d(
                 in_channels=num_feat,
                 out_channels=num_feat,

@@ -15,7 +15,7 @@ Sign(0) = +1 throughout):
 - The identity path adds the gradient of y to dL/dA; it is left out where the convolution changes the shape.
 
 Where the authors' published code differs (looked at in November 2026):
-- all four: torch.sign, so that a 0 gives 0 and no value of the alphabet.
+- these four and XNOR-Net: the sign of 0 is 0, which is no value of the alphabet. `dorefa`: 0.5 is rounded to 0.
 - `bireal`, `react`: latents start as rand * 0.001, all positive. `bireal`: dL/dW = g inside [-1, 1] without the factor
   E|W| of the paper: `weight_binarizer: react` is that. `react`: trained in two steps, binary activations first.
 - `e2fif`: a bias in front of each normalization, which the normalization takes away again.
