@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bam_plugin.errors import MissingDependencyError
 from bam_plugin.mixed.reach import Sizes, find_reach, find_sizes
+from bam_plugin.mixed.sealed import refuse_files, sealed
 from bam_plugin.mixed.torch_module import PackedConv2d, magnitude_norm, pack_network, packed_layers, swap_layers
 from bam_plugin.nn.binary_conv import BinaryConv2d, binary_convs
 from bam_plugin.packed.errors import (
@@ -24,6 +25,7 @@ from bam_plugin.packed.errors import (
 )
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.toolbox.networks import build_network
+from bam_plugin.toolbox.registration import register_networks
 
 
 def make_mixed(
@@ -108,10 +110,10 @@ def load_network(model: MixedModel) -> nn.Module:
 def _build(model: MixedModel) -> nn.Module:
     section = model.metadata["network_g"]
     assert isinstance(section, dict)  # MixedModel has checked it
-    if section["type"] == "PackedNetwork":
-        raise UnbuildableNetworkError("a packed file that names another packed file as its network")
+    refuse_files(section)
+    register_networks()  # before the seal: packages read files of their own when they are imported
     try:
-        with torch.random.fork_rng(devices=[]):
+        with sealed(), torch.random.fork_rng(devices=[]):
             return build_network(section)
     except MissingDependencyError:  # the file is right, the installation lacks what builds it
         raise

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import logging
 import os
 import pkgutil
@@ -26,6 +27,7 @@ from bam_plugin.errors import BamError, MissingDependencyError
 
 # torchvision removed this module in 0.17; BasicSR's degradations import rgb_to_grayscale from it.
 _REMOVED_MODULE = "torchvision.transforms.functional_tensor"
+LEAST_TORCH = (2, 6)
 
 
 def apply() -> None:
@@ -36,8 +38,22 @@ def apply() -> None:
 
 
 def require_basicsr() -> types.ModuleType:
-    """Apply the repairs and import BasicSR; a missing installation is reported with the command that installs it."""
+    """Apply the repairs and import BasicSR; a missing installation is reported with the command that installs it.
+
+    Raises MissingDependencyError for a torch before 2.6, too: it can run code from a checkpoint in spite of
+    `weights_only`.
+    """
     apply()
+    try:
+        installed = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        installed = ""  # not from a package: its import tells more
+    if installed and tuple(int(part) for part in installed.split(".")[:2]) < LEAST_TORCH:
+        least = ".".join(map(str, LEAST_TORCH))
+        raise MissingDependencyError(
+            f"torch {installed} is installed, {least} or later is needed: before, a checkpoint can run code; run: "
+            f"pip install 'torch>={least}'"
+        )
     try:
         return importlib.import_module("basicsr")
     except ModuleNotFoundError as error:

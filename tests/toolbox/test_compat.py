@@ -6,7 +6,7 @@ import sys
 import pytest
 from helpers.places import ROOT
 
-from bam_plugin.errors import BamError
+from bam_plugin.errors import BamError, MissingDependencyError
 from bam_plugin.toolbox import compat
 
 IMPORT_BASICSR = """
@@ -66,3 +66,10 @@ def test_replaced_restores_after_an_error():
         assert compat.init_dist is len
         raise RuntimeError
     assert compat.init_dist is not len
+
+
+def test_a_torch_that_runs_code_from_checkpoints_is_refused(monkeypatch):
+    compat.require_basicsr()
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.5.1+cpu")
+    with pytest.raises(MissingDependencyError, match=r"torch 2\.5\.1\+cpu is installed, 2\.6 or later"):
+        compat.require_basicsr()
