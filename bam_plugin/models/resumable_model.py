@@ -22,6 +22,7 @@ from bam_plugin.models.checkpoint import (
 )
 from bam_plugin.models.rollback import BufferSnapshot, ScheduleSnapshot
 from bam_plugin.optim import resume_optimizer, resumed_states
+from bam_plugin.toolbox.networks import load_weights, read_checkpoint
 
 
 class ResumableSRModel(SRModel):
@@ -67,6 +68,15 @@ class ResumableSRModel(SRModel):
         """Set the running statistics to their values at the beginning of the iteration."""
         assert self._buffers is not None  # since the first iteration began
         self._buffers.restore()
+
+    def load_network(self, net: Any, load_path: str, strict: bool = True, param_key: str | None = "params") -> None:
+        """BasicSR's. Raises CheckpointError, which says what is wrong with the file or what does not fit."""
+        try:
+            super().load_network(net, load_path, strict, param_key)
+        except Exception:
+            # Read again by a reader that names each fault.
+            load_weights(self.get_bare_model(net), read_checkpoint(load_path, param_key=param_key).state, load_path)
+            raise
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Save network and training state, as in BasicSR. All processes call it, and the first one writes."""

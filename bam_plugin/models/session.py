@@ -40,6 +40,10 @@ class TrainingInterruptedError(BamError):
     exit_code = 130
 
 
+class TrainingStartError(BamError):
+    """A training cannot start from what its options name."""
+
+
 class TrainingSession:
     """One run of BasicSR's `train_pipeline`, made resumable and interruptible; use `with session.installed():`."""
 
@@ -97,6 +101,8 @@ class TrainingSession:
             newest = saved_states(opt["path"]["training_states"])
             if opt.get("auto_resume") and state is not None and newest[0] != Path(opt["path"]["resume_state"]):
                 self._notes.append(f"{newest[0].name} or its network is damaged: an older state is resumed.")
+            if state is None:
+                _refuse_own_weights(opt)
             if state is not None and not self._seed_given and state.get("manual_seed") is not None:
                 self._notes.append(f"manual_seed is that of the training state, {state['manual_seed']}.")
                 opt["manual_seed"] = state["manual_seed"]
@@ -224,6 +230,17 @@ class TrainingSession:
         """The pass of the last finished iteration, as BasicSR's loop counts it."""
         assert self.data is not None  # as soon as there are iterations
         return self.data.pass_of(self.iteration)
+
+
+def _refuse_own_weights(opt: dict[str, Any]) -> None:
+    """Refuse to start from weights in the folder of an experiment that BasicSR is about to rename."""
+    own = Path(opt["path"]["experiments_root"]).resolve()
+    for key, value in opt["path"].items():
+        if key.startswith("pretrain_network") and value and Path(value).resolve().is_relative_to(own):
+            raise TrainingStartError(
+                f"path.{key} is {value}, in the folder of an earlier training of this name, which a new training "
+                "renames: give the new one another `name`, or go on with the earlier one by --auto_resume"
+            )
 
 
 def _gives_seed(arguments: Any) -> bool:

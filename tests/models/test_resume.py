@@ -15,10 +15,11 @@ from helpers.training_runs import assert_same, assert_same_checkpoint, damage
 
 from bam_plugin.errors import BamError
 from bam_plugin.models.checkpoint import save_atomically
-from bam_plugin.models.session import TrainingInterruptedError
+from bam_plugin.models.session import TrainingInterruptedError, TrainingStartError
 from bam_plugin.models.watch import TrainingPlateauError
 from bam_plugin.optim.errors import OptimizerError
 from bam_plugin.toolbox import compat
+from bam_plugin.toolbox.networks import CheckpointError
 from bam_plugin.toolbox.resuming import saved_states
 from bam_plugin.train.training import main, train
 
@@ -376,6 +377,64 @@ def test_a_damaged_checkpoint_is_passed_over_and_training_goes_on_exactly(tiny_p
     log = resume(config, roots[1])
     assert "20.state or its network is damaged" in log
     assert_same_checkpoint(*roots, 20)
+
+
+def test_a_training_killed_while_it_saves_goes_on_as_if_nothing_had_happened(tiny_pairs, tmp_path):
+    """kill -9 between the network and the state of iteration 20: the checkpoint before is resumed, nothing is left."""
+    config = options(tiny_pairs)
+    config["network_g"]["type"] = "BSRN"
+    file = training_options.write_options(config, tmp_path / "tiny.yml")
+    roots = [tmp_path / "whole", tmp_path / "parts"]
+    for root in roots:
+        root.mkdir()
+    train(["-opt", file], roots[0])
+    script = f"""
+import os, signal, torch
+from bam_plugin.train.training import main
+whole = torch.save
+def save(content, file, *args):
+    if content.get("iter") == 20:
+        file.write(b"half a state")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(content, file, *args)
+torch.save = save
+main(["-opt", {file!r}])
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=roots[1], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    experiment = roots[1] / "experiments/tiny"
+    (hidden,) = (experiment / "training_states").glob(".*.bam-*")
+    assert hidden.read_bytes() == b"half a state"
+    assert (experiment / "models/net_g_20.pth").is_file()
+    assert [path.name for path in saved_states(experiment / "training_states")] == ["10.state"]
+    train(["-opt", file, "--auto_resume"], roots[1])
+    assert_same_checkpoint(*roots, 20)
+    assert not hidden.exists()
+
+
+def test_weights_that_do_not_fit_are_named(tiny_pairs, tmp_path):
+    config, _ = finished_training(tiny_pairs, tmp_path)
+    config["network_g"]["num_feat"] = 16
+    with pytest.raises(CheckpointError, match=r"net_g_7\.pth: does not fit IncidentBSRN .*of another shape.*head"):
+        resume(config, tmp_path)
+    config["network_g"]["num_feat"] = 8
+    config["name"] = "other"
+    contents = {"cut.pth": b"PK\x03\x04 half", "keys.pth": {"weights": {"a": torch.ones(1)}}}
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        config["path"]["pretrain_network_g"] = str(path)
+        with pytest.raises(CheckpointError, match=name):
+            train(["-opt", training_options.write_options(config, tmp_path / "third.yml")], tmp_path)
+
+
+def test_a_training_does_not_start_from_a_folder_that_it_renames(tiny_pairs, tmp_path):
+    config, experiment = finished_training(tiny_pairs, tmp_path)
+    config["path"]["pretrain_network_g"] = str(experiment / "models/net_g_7.pth")
+    with pytest.raises(TrainingStartError, match=r"pretrain_network_g .*another `name`.*--auto_resume"):
+        train(["-opt", training_options.write_options(config, tmp_path / "again.yml")], tmp_path)
+    assert (experiment / "models/net_g_7.pth").is_file()
 
 
 def test_failed_save_leaves_the_old_file(tmp_path):
