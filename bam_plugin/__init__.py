@@ -15,7 +15,6 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Upscaler": "bam_plugin.upscale.upscaler",
-    "upscale_files": "bam_plugin.upscale.batch",
     "binarize": "bam_plugin.nn.mixing.swap",
     "convert": "bam_plugin.conversion.delivery",
     "convert_network": "bam_plugin.conversion.converter",

@@ -92,8 +92,9 @@ def _work(args: argparse.Namespace) -> int:
 
 
 def _picture_case():
-    from fuzzing import mutate, picture_seeds
+    from helpers.fuzzing import mutate, picture_seeds
 
+    from bam_plugin.pictures.animation import read_animation
     from bam_plugin.pictures.errors import PictureError
     from bam_plugin.pictures.read import probe_picture, read_picture
 
@@ -104,13 +105,16 @@ def _picture_case():
         for read in (probe_picture, read_picture):
             with contextlib.suppress(PictureError):
                 read(path, max_pixels=20_000_000)
+        with contextlib.suppress(PictureError):
+            if animation := read_animation(path, max_pixels=2_000_000):
+                list(animation.frames())
 
     return case
 
 
 def _packed_case():
-    from fuzzing import edited_models, mutate
-    from upscale_models import tiny_model
+    from helpers.fuzzing import edited_models, mutate
+    from helpers.upscale_models import tiny_model
 
     from bam_plugin.engine import Engine
     from bam_plugin.errors import BamError

@@ -47,6 +47,8 @@ class Encoder:
     """Bytes a pixel that encoding takes, measured: the picture as Pillow holds it, the encoder's own, the file."""
     most_pixels: int | None = None
     """Larger results are refused, for the encoder takes the picture as a whole."""
+    most_frame_pixels: int | None = None
+    """Pixels of all frames together beyond which an animation is refused, for its encoder keeps every frame."""
     deep: bool = False
     """Holds 16 bits a channel."""
     alpha: bool = True
@@ -54,8 +56,14 @@ class Encoder:
     """Holds one channel; otherwise grey is stored as RGB."""
     most_exif: int | None = None
     """Bytes of the largest EXIF block."""
+    palette: bool = False
+    """Holds up to 256 colours, and parts that are clear or opaque, nothing between."""
     quality: bool = False
     """Loses detail by `quality` 1..100."""
+    animated: bool = False
+    """Holds several frames with their durations."""
+    stills: bool = True
+    """Suits single pictures that came in this format, too."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else Pillow's `save` is told."""
 
@@ -72,6 +80,8 @@ class PictureFormat:
     """Lower-case name endings that mark such a file when a folder is searched."""
     animated: bool = False
     """May hold several frames, of which the first one is a picture of its own."""
+    paged: bool = False
+    """The frames are pages, without a duration."""
     is_deep: Callable[[ImageFile.ImageFile], bool] = _never
     """More than 8 bits a channel by the header, though Pillow's mode does not tell."""
     white: Callable[[bytes], int] = _white_16
@@ -138,7 +148,9 @@ PNG = PictureFormat(
     is_deep=_png_is_deep,
     turns_later=_png_turns_later,
     colour_chunks=_png_colour_chunks,
-    encoder=Encoder(pillow=None, endings=("png",), longest_side=2**31 - 1, memory=0, deep=True, grey=True),
+    encoder=Encoder(
+        pillow=None, endings=("png",), longest_side=2**31 - 1, memory=0, deep=True, grey=True, animated=True
+    ),
 )
 
 _RECORDS = (
@@ -171,6 +183,7 @@ _RECORDS = (
             memory=16,  # 13 to 16, the more the noisier: 1.3 GB for the largest one
             most_pixels=80_000_000,
             quality=True,
+            animated=True,
         ),
     ),
     PictureFormat(
@@ -178,11 +191,27 @@ _RECORDS = (
         decoders=("TIFF",),
         endings=("tif", "tiff"),
         animated=True,
+        paged=True,
         is_deep=_tiff_is_deep,
         turns_later=_never,  # Pillow gives its size as turned
     ),
     PictureFormat(name="bmp", decoders=("BMP", "DIB"), endings=("bmp", "dib")),
-    PictureFormat(name="gif", decoders=("GIF",), endings=("gif",), animated=True),
+    PictureFormat(
+        name="gif",
+        decoders=("GIF",),
+        endings=("gif",),
+        animated=True,
+        encoder=Encoder(
+            pillow="GIF",
+            endings=("gif",),
+            longest_side=65535,
+            memory=12,
+            most_frame_pixels=800_000_000,
+            palette=True,
+            animated=True,
+            stills=False,
+        ),
+    ),
     PictureFormat(
         name="ppm", decoders=("PPM",), endings=("ppm", "pgm", "pbm", "pnm"), is_deep=_ppm_is_deep, white=_ppm_white
     ),

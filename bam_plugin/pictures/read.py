@@ -50,6 +50,8 @@ class PictureInfo:
     alpha: bool
     deep: bool
     """More than 8 bits a channel."""
+    frames: int = 1
+    """Of an animation; pages do not count."""
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Picture:
 
 def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> PictureInfo:
     """Read only the header of a picture file. Raises `PictureError`."""
-    with _open(_checked(path), path, max_pixels) as image, _decoding(path):
+    with _open(_checked(path), path, max_pixels) as image, decoding(path):
         width, height = image.size
         turned = format_of(image.format).turns_later(image) and _orientation(image) >= 5
         return PictureInfo(
@@ -78,6 +80,7 @@ def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> P
             format=format_of(image.format),
             alpha=has_alpha(image),
             deep=is_deep(image),
+            frames=frame_count(image),
         )
 
 
@@ -92,7 +95,7 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
 
 def decode_picture(content: bytes, *, where: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
     """The `Picture` that the bytes of a file hold; `where` names them in errors. Raises `PictureError`."""
-    with _open(io.BytesIO(content), where, max_pixels) as image, _decoding(where):
+    with _open(io.BytesIO(content), where, max_pixels) as image, decoding(where):
         format = format_of(image.format)
         picture = Picture(pixels=np.empty((0, 0, 1), np.uint8), format=format)
         deep, raw_mode = is_deep(image), str(image.tile[0][3]) if image.tile else ""  # known until it is loaded
@@ -110,6 +113,19 @@ def decode_picture(content: bytes, *, where: str | os.PathLike, max_pixels: int 
         picture.pixels = _rotated(pixels, orientation)
     _drop_foreign_profile(picture)
     return picture
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+    """A picture file as Pillow's image, its size checked. Decode it within `decoding`. Raises `PictureError`."""
+    with _open(_checked(path), path, max_pixels) as image:
+        yield image
+
+
+def frame_count(image: ImageFile.ImageFile) -> int:
+    """Frames of an animation; 1 for a single picture, and for one of several pages."""
+    format = format_of(image.format)
+    return getattr(image, "n_frames", 1) if format.animated and not format.paged else 1
 
 
 def check_array(image: np.ndarray) -> np.ndarray:
@@ -172,7 +188,7 @@ def _checked(path: str | os.PathLike) -> Path:
 @contextlib.contextmanager
 def _open(source: Path | io.BytesIO, path: str | os.PathLike, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
     """Open with Pillow, which reads the header, and check the size before any pixel is decoded."""
-    with _decoding(path), _pillow_limit:
+    with decoding(path), _pillow_limit:
         # Pillow checks sizes before it allocates, by a limit in a module variable: it refuses more than twice of that.
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, math.ceil(max_pixels / 2)
         try:
@@ -201,7 +217,7 @@ def _too_large(path: str | os.PathLike, pixels: int | None, max_pixels: int) -> 
 
 
 @contextlib.contextmanager
-def _decoding(path: str | os.PathLike) -> Iterator[None]:
+def decoding(path: str | os.PathLike) -> Iterator[None]:
     """Turn whatever a decoder throws at a broken file into a named error, and keep its warnings off the terminal."""
     try:
         with _quiet():

@@ -22,6 +22,9 @@ from bam_plugin.pictures.read import Picture, PictureInfo
 
 DEFAULT_QUALITY = 95
 
+_HALF = 128  # alpha from which on a pixel is opaque where a format knows no half transparent parts
+_CLEAR = 255  # the palette entry of clear pixels
+
 
 class PictureWriter(Protocol):
     """Takes bands of rows from the top. Leaving the `with` block finishes the file, unless an error left it."""
@@ -50,7 +53,7 @@ class Encoding:
     @property
     def encoder(self) -> Encoder:
         """The record of the format's encoder."""
-        return _encoder(self.format)
+        return encoder_of(self.format)
 
 
 def automatic_format(info: PictureInfo, *, width: int, height: int) -> PictureFormat:
@@ -60,7 +63,9 @@ def automatic_format(info: PictureInfo, *, width: int, height: int) -> PictureFo
     pixels than its encoder is given).
     """
     format = written_formats().get(info.format.name, PNG)
-    encoder = _encoder(format)
+    encoder = encoder_of(format)
+    if not encoder.stills and info.frames == 1:
+        return PNG
     lost = (info.deep and not encoder.deep) or (info.alpha and not encoder.alpha)
     return PNG if lost or _too_large(encoder, width, height) else format
 
@@ -90,20 +95,9 @@ def plan_encoding(format: PictureFormat, picture: Picture, *, width: int, height
 
     Raises `PictureWriteError` when the format cannot hold that size.
     """
-    encoder, name = _encoder(format), format.name
+    encoder, name = encoder_of(format), format.name
     channels, dtype = picture.pixels.shape[2], picture.pixels.dtype
-    if max(width, height) > encoder.longest_side:
-        raise PictureWriteError(
-            f"{name} holds at most {encoder.longest_side} pixels a side, the result has {width} x {height}; "
-            "write a png or use a smaller --scale"
-        )
-    if _too_large(encoder, width, height):
-        assert encoder.most_pixels is not None
-        needed = encoder_bytes(format, width=width, height=height) / 1e9
-        raise PictureWriteError(
-            f"{name} is written up to {encoder.most_pixels / 1e6:g} megapixels, for its encoder takes it as a whole; "
-            f"the result has {width} x {height} pixels and would need {needed:.1f} GB: write a png (streamed) or a jpg"
-        )
+    check_size(format, width=width, height=height)
     notes = []
     stored = np.uint16 if encoder.deep and dtype != np.uint8 else np.uint8
     if not encoder.deep and dtype != np.uint8:
@@ -112,6 +106,8 @@ def plan_encoding(format: PictureFormat, picture: Picture, *, width: int, height
         notes.append("float values are stored as 16-bit integers")
     if not encoder.alpha and channels in (2, 4):
         notes.append(f"{name} holds no transparency: the picture is laid on white")
+    if encoder.palette:
+        notes.append(f"{name} holds 256 colours, and no half transparent parts")
     profile, exif = picture.icc_profile, picture.exif
     if profile and not encoder.grey and channels < 3:
         profile = None
@@ -130,9 +126,26 @@ def plan_encoding(format: PictureFormat, picture: Picture, *, width: int, height
     )
 
 
+def check_size(format: PictureFormat, *, width: int, height: int) -> None:
+    """Raise `PictureWriteError` when the format cannot hold a picture of that size."""
+    encoder, name = encoder_of(format), format.name
+    if max(width, height) > encoder.longest_side:
+        raise PictureWriteError(
+            f"{name} holds at most {encoder.longest_side} pixels a side, the result has {width} x {height}; "
+            "write a png or use a smaller --scale"
+        )
+    if _too_large(encoder, width, height):
+        assert encoder.most_pixels is not None
+        needed = encoder_bytes(format, width=width, height=height) / 1e9
+        raise PictureWriteError(
+            f"{name} is written up to {encoder.most_pixels / 1e6:g} megapixels, for its encoder takes it as a whole; "
+            f"the result has {width} x {height} pixels and would need {needed:.1f} GB: write a png (streamed) or a jpg"
+        )
+
+
 def encoder_bytes(format: PictureFormat, *, width: int, height: int) -> int:
     """Bytes that the writer of a picture of this size needs: nearly none for a PNG."""
-    return _encoder(format).memory * width * height
+    return encoder_of(format).memory * width * height
 
 
 def open_writer(path: Path, encoding: Encoding, *, quality: int = DEFAULT_QUALITY) -> PictureWriter:
@@ -142,7 +155,8 @@ def open_writer(path: Path, encoding: Encoding, *, quality: int = DEFAULT_QUALIT
     return _PillowFile(path=path, encoding=encoding, quality=quality)
 
 
-def _encoder(format: PictureFormat) -> Encoder:
+def encoder_of(format: PictureFormat) -> Encoder:
+    """The record of its encoder. Raises `PictureWriteError` for a format that is only read."""
     if format.encoder is None:
         raise PictureWriteError(f"{format.name} is read, not written; expected one of {', '.join(written_formats())}")
     return format.encoder
@@ -216,5 +230,21 @@ class _PillowFile:
             options["exif"] = self._encoding.exif
         # Not straight into the file: some of Pillow's encoders do not notice that a disk is full.
         content = io.BytesIO()
-        self._image.save(content, encoder.pillow, **options)
+        image = with_palette(np.asarray(self._image)) if encoder.palette else self._image
+        image.save(content, encoder.pillow, **options)
         self._path.write_bytes(content.getbuffer())
+
+
+def with_palette(pixels: np.ndarray) -> Image.Image:
+    """A frame in up to 256 colours, dithered; what is less than half opaque becomes clear."""
+    clear = pixels[:, :, 3] < _HALF if pixels.shape[2] == 4 else None
+    colours = 256 if clear is None else 255
+    image = Image.fromarray(np.ascontiguousarray(pixels[:, :, :3])).quantize(colours)
+    if clear is not None:
+        indices = np.asarray(image).copy()
+        indices[clear] = _CLEAR
+        palette = (image.getpalette() or []) + [0] * 768
+        image = Image.fromarray(indices, "P")
+        image.putpalette(palette[:768])
+        image.info["transparency"] = _CLEAR
+    return image

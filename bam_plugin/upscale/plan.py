@@ -15,7 +15,7 @@ from pathlib import Path
 from bam_plugin.errors import BamError
 from bam_plugin.pictures.formats import ENDINGS, written_endings
 from bam_plugin.pictures.read import PictureInfo, probe_picture
-from bam_plugin.pictures.write import automatic_format, format_named, format_of_name
+from bam_plugin.pictures.write import automatic_format, encoder_of, format_named, format_of_name
 from bam_plugin.upscale.targets import OverwriteError, target_size
 
 
@@ -48,8 +48,11 @@ class PlannedPicture:
 
     @property
     def pixels(self) -> int:
-        """Input pixels by the header; 0 where it cannot be read."""
-        return self.info.width * self.info.height if self.info else 0
+        """Input pixels by the header, those of all frames where the result has them; 0 where it cannot be read."""
+        if self.info is None or self.destination is None:
+            return 0
+        frames = self.info.frames if encoder_of(format_of_name(self.destination)).animated else 1
+        return self.info.width * self.info.height * frames
 
 
 def find_inputs(inputs: Sequence[str], *, output: Path | None, recursive: bool = False) -> list[InputFile]:

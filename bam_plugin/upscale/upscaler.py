@@ -30,11 +30,20 @@ from bam_plugin.packed.format import PackedModel, read_model
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.precision import FLOAT
 from bam_plugin.packed.zoo import find_model
+from bam_plugin.pictures.animation import Animation, check_animation, read_animation, write_animation
+from bam_plugin.pictures.formats import PictureFormat
 from bam_plugin.pictures.read import MAX_PIXELS, check_array, read_picture
 from bam_plugin.pictures.resample import resample_bands
 from bam_plugin.pictures.tiles import Tiling, available_memory, plan_for_memory, plan_tiles, render_bands
 from bam_plugin.pictures.transparency import NEIGHBOURHOOD, clamp_alpha, fill_transparent
-from bam_plugin.pictures.write import DEFAULT_QUALITY, encoder_bytes, format_of_name, open_writer, plan_encoding
+from bam_plugin.pictures.write import (
+    DEFAULT_QUALITY,
+    encoder_bytes,
+    encoder_of,
+    format_of_name,
+    open_writer,
+    plan_encoding,
+)
 from bam_plugin.upscale.targets import refuse_same_file, target_size
 
 Progress = Callable[[int], None]
@@ -168,10 +177,11 @@ class Upscaler:
         max_pixels: int = MAX_PIXELS,
         progress: Progress | None = None,
     ) -> UpscaleResult:
-        """Upscale a picture file into another, whose name's ending (.png, .jpg, .webp) decides the format.
+        """Upscale a picture file into another, whose name's ending (.png, .jpg, .webp, ...) decides the format.
 
         The destination appears when it is complete, and an older file of that name stays until then. Bit depth, alpha,
-        ICC profile and EXIF are kept as far as the format holds them. `quality` 1..100 is for jpg and webp;
+        ICC profile and EXIF are kept as far as the format holds them. An animation keeps its frames, their durations
+        and how often it runs, in a format that holds animations. `quality` 1..100 is for the formats that lose detail;
         `max_pixels` limits the size of the source. Raises `PictureError`, `ScaleError`, `SettingError`; the source is
         never written to.
         """
@@ -181,6 +191,8 @@ class Upscaler:
         scale = self._scale(scale)
         _check_whole("quality", quality, 1, 100)
         format = format_of_name(destination)
+        if encoder_of(format).animated and (animation := read_animation(source, max_pixels=max_pixels)):
+            return self._upscale_animation(animation, destination, format, scale, tile, quality, progress)
         picture = read_picture(source, max_pixels=max_pixels)
         pixels = picture.pixels
         height, width = target_size(pixels.shape[:2], scale)
@@ -206,6 +218,44 @@ class Upscaler:
         """
         video = importlib.import_module("bam_plugin.upscale.video.upscale")  # it needs this module
         return video.upscale_video(self, source, destination, **options)
+
+    def _upscale_animation(
+        self,
+        animation: Animation,
+        destination: Path,
+        format: PictureFormat,
+        scale: float,
+        tile: int | None,
+        quality: int,
+        progress: Progress | None,
+    ) -> UpscaleResult:
+        """Upscale frame by frame; a frame that equals the one before is not computed again."""
+        started = time.perf_counter()
+        height, width = target_size(animation.size[::-1], scale)
+        notes = check_animation(animation, format, width=width, height=height)
+
+        def enlarged() -> Iterator[np.ndarray]:
+            before, large = np.empty(0), np.empty(0)
+            for frame in animation.frames():
+                if not np.array_equal(frame, before):
+                    before, large = frame, self.upscale(frame, scale=scale, tile=tile, progress=progress)
+                elif progress is not None:
+                    progress(frame.shape[0] * frame.shape[1])
+                yield large
+
+        with atomic_path(destination) as temporary:
+            write_animation(temporary, enlarged(), animation, format, quality=quality)
+        tiling = self._plan(np.empty((*animation.size[::-1], 4 if animation.alpha else 3), np.uint8), tile)
+        frames = [f"{len(animation.durations)} frames"]
+        return UpscaleResult(
+            source=animation.path,
+            destination=destination,
+            source_size=animation.size,
+            size=(width, height),
+            tiles=tiling.count,
+            seconds=time.perf_counter() - started,
+            notes=(*frames, *notes, *self._scale_notes(scale), *self._tiling_notes(tiling)),
+        )
 
     def _scale(self, scale: float | None) -> float:
         scale = self.scale if scale is None else scale

@@ -80,6 +80,11 @@ def picture_seeds() -> dict[str, bytes]:
             options = {} if format in ("BMP", "GIF", "PPM") else {"exif": exif}
             pictures[name].save(stream, format, **options)
             seeds[f"{format} {name}"] = stream.getvalue()
+    for format in ("GIF", "PNG", "WEBP"):
+        stream = io.BytesIO()
+        others = [pictures["rgba"].rotate(90 * turn) for turn in (1, 2)]
+        pictures["rgba"].save(stream, format, save_all=True, append_images=others, duration=50, loop=2)
+        seeds[f"{format} animated"] = stream.getvalue()
     deep = generator.integers(0, 65536, (11, 13, 4), np.uint16)
     for extension, channels in ((".png", 1), (".png", 3), (".png", 4), (".tif", 3), (".ppm", 3)):
         seeds[f"16-bit {extension} {channels}"] = cv2.imencode(extension, deep[:, :, :channels])[1].tobytes()

@@ -18,6 +18,7 @@ from bam_plugin.engine import Engine
 from bam_plugin.errors import BamError
 from bam_plugin.packed import PackedFormatError
 from bam_plugin.packed.format import pack_model, unpack_model
+from bam_plugin.pictures.animation import read_animation
 from bam_plugin.pictures.errors import PictureError
 from bam_plugin.pictures.read import probe_picture, read_picture
 from bam_plugin.upscale import Upscaler
@@ -39,6 +40,8 @@ def test_broken_pictures_raise_only_named_errors(place, kind, seed):
     try:
         probe_picture(place, max_pixels=_LIMIT)
         pixels = read_picture(place, max_pixels=_LIMIT).pixels
+        if animation := read_animation(place, max_pixels=_LIMIT):
+            assert len(list(animation.frames())) == len(animation.durations)
     except PictureError as error:
         assert str(place) in str(error)
         return

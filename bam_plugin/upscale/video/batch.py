@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bam_plugin.errors import MissingDependencyError, install_command
 from bam_plugin.upscale.plan import InputError
+from bam_plugin.upscale.tolerant_stream import TolerantStream
 from bam_plugin.upscale.video.containers import container_format, is_clip
 
 _LINE_SECONDS = 5.0  # between two lines where no line can move
@@ -55,7 +56,7 @@ def plan_clips(inputs: Sequence[str | os.PathLike], output: Path, *, suffix: str
 
 
 def upscale_clips(
-    upscaler: Any, planned: Sequence[tuple[Path, Path]], *, stream: TextIO, quiet: bool, **options: Any
+    upscaler: Any, planned: Sequence[tuple[Path, Path]], *, stream: TextIO | TolerantStream, quiet: bool, **options: Any
 ) -> Iterator[ClipOutcome]:
     """Upscale one clip after the other; a bad one does not stop the rest. `options` are those of `upscale_video`.
 
@@ -83,7 +84,7 @@ def upscale_clips(
 class FrameProgress:
     """Frames done, frames a second and the time left: a moving line on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, name: str, *, stream: TextIO, quiet: bool):
+    def __init__(self, name: str, *, stream: TextIO | TolerantStream, quiet: bool):
         self._name, self._stream, self._quiet = name, stream, quiet
         moving = stream.isatty() and not quiet
         self._bar = tqdm(desc=name, unit=" frames", file=stream, disable=not moving, dynamic_ncols=True, leave=False)
