@@ -1,11 +1,12 @@
-"""The mathematics of binary super-resolution in PyTorch; knows nothing of BasicSR.
+"""The mathematics of binary super-resolution in PyTorch. It knows nothing of BasicSR.
 
-sign.py: Sign and its straight-through estimators. accumulation.py: bit accumulation (BAM); alpha.py: its eq. 6.
-weights.py, activations.py: the binarizers and their tables. binary_conv.py: BinaryConv2d. methods.py: what papers put
-around a binary convolution. layers.py: BinaryLayer and BinaryChain. blocks.py: LBBlock and HPBBlock.
-fused.py: the fast path of training; native.py and csrc/: its passes in C.
-swap.py: binarize(), which puts binary convolutions into any network by a recipe (recipe.py);
-grouping.py and watching.py serve it.
+- sign.py: Sign and its straight-through estimators.
+- accumulation.py: bit accumulation (BAM); alpha.py: its eq. 6.
+- weights.py, activations.py: the binarizers and their tables.
+- binary_conv.py: BinaryConv2d.
+- methods.py: the published methods; layers.py: BinaryLayer and BinaryChain; blocks.py: LBBlock and HPBBlock.
+- fast/: the fused path of training and its passes in C.
+- mixing/: binarize(), which puts binary convolutions into any network by a recipe.
 """
 
 from bam_plugin.nn.accumulation import ActivationScale, accumulate_filters, normalize_filters

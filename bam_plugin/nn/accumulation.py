@@ -1,10 +1,10 @@
-"""Bit accumulation (BAM): what the n-th binary convolution of a group gains from the n - 1 before it.
+"""Bit accumulation (BAM): the n-th binary convolution of a group builds on the n - 1 before it.
 
-Weights (eq. 3):      W_n^B = Sign(BN(a_1 W_1 + ... + a_n W_n)) * E|W_n|
-Activations (eq. 9):  A_n^B = Sign(BN(b_1 A_1 + ... + b_n A_n)),   b_n = s_n * E(A_n)   (eq. 10)
+    weights (eq. 3):      W_n^B = Sign(BN(a_1 W_1 + ... + a_n W_n)) * E|W_n|
+    activations (eq. 9):  A_n^B = Sign(BN(b_1 A_1 + ... + b_n A_n)),   b_n = s_n * E(A_n)   (eq. 10)
 
-The latent weights W_1 .. W_{n-1} of a group are handed to the n-th convolution explicitly, as a tuple of tensors, so
-nothing is stored between calls: a block can be checkpointed, replicated or compiled like any stateless module.
+The caller passes the latent weights W_1 .. W_{n-1} of a group to the n-th convolution, as a tuple of tensors. So
+nothing is stored between calls, and a block can be checkpointed, replicated or compiled like any stateless module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEIGHT_NORM_EPS = 1e-5
 def normalize_filters(weight: Tensor, eps: float = WEIGHT_NORM_EPS) -> Tensor:
     """BN on weights: zero mean and unit variance per output filter, over (I, kh, kw).
 
-    `weight` is (O, I, kh, kw). The variance is the biased one of the current weights; there are no running statistics.
+    `weight` is (O, I, kh, kw). The variance is the biased one of the current weights. There are no running statistics.
     """
     mean = weight.mean(dim=(1, 2, 3), keepdim=True)
     variance = weight.var(dim=(1, 2, 3), keepdim=True, unbiased=False)
@@ -32,7 +32,7 @@ def normalize_filters(weight: Tensor, eps: float = WEIGHT_NORM_EPS) -> Tensor:
 def accumulate_filters(latent: Tensor, previous: Sequence[Tensor], alpha: Tensor | None) -> Tensor:
     """a_1 W_1 + ... + a_n W_n with W_n = `latent`, `previous` = (W_1, ..., W_{n-1}), all (O, I, kh, kw).
 
-    `alpha` has n elements; None stands for ones (the paper's W1). The sum runs from W_1 to W_n.
+    `alpha` has n elements. None stands for ones (the paper's W1). The sum runs from W_1 to W_n.
     """
     filters = (*previous, latent)
     if alpha is None:
@@ -54,14 +54,14 @@ def accumulate_filters(latent: Tensor, previous: Sequence[Tensor], alpha: Tensor
 class ActivationScale(nn.Module):
     """b_n of eq. 10: the factor that weighs one activation A_n (N, C, H, W) in the accumulation.
 
-    mode `one`:      b = offset                                  (no parameter; the paper's A1 with offset 1)
-    mode `scalar`:   b = offset + s                              (one trained scalar; what eq. 10 has beside its map)
-    mode `spatial`:  b = offset + s * E(A), a map (N, 1, H, W)   (one trained scalar; eq. 10 with offset 0)
+        mode `one`:      b = offset                                  (no parameter; the paper's A1 with offset 1)
+        mode `scalar`:   b = offset + s                              (one trained scalar; eq. 10 without its map)
+        mode `spatial`:  b = offset + s * E(A), a map (N, 1, H, W)   (one trained scalar; eq. 10 with offset 0)
 
-    offset None is eq. 10: 0, or 1 with the mode `one`.
-    E is the per-pixel statistic of A over its channels: `mean` or `mean_abs` (the paper does not say which). A nonzero
-    fixed `offset` anchors b: with s = 0 at the start the accumulation is a plain sum with the factor `offset`, which
-    trains, and the spatial part is learned as a correction.
+    offset None is eq. 10: 0, or 1 with the mode `one`. E is the statistic of A over the channels of each pixel, `mean`
+    or `mean_abs` (the paper does not say which). A fixed `offset` other than 0 anchors b. With s = 0 at the start the
+    accumulation is a plain sum with the factor `offset`, which trains, and the training learns the spatial part as a
+    correction.
     """
 
     MODES = ("one", "scalar", "spatial")
@@ -83,7 +83,7 @@ class ActivationScale(nn.Module):
     def forward(self, activation: Tensor) -> Tensor:
         """The product b * `activation`, of the shape of `activation` (N, C, H, W)."""
         if self.mode == "one":
-            # A factor of exactly 1 costs a whole pass over the map: leave it out.
+            # A factor of exactly 1 is left out, because it would cost a pass over the map.
             return activation if self.offset == 1.0 else activation * self.offset
         factor = self.scale
         assert factor is not None

@@ -1,7 +1,7 @@
 """The activation binarizers: from a float map to the alphabet of a binary convolution.
 
-An activation binarizer is one class, and everything that others need to know of it is asked of its object: training,
-stages, profile, packed files and the option check. It works in two steps:
+An activation binarizer is one class. Training, stages, profile, packed files and the option check ask its object for
+everything that they need to know of it. It works in two steps:
 
     value(x)      the float map in front of the sign, (N, C, H, W): normalized, shifted, or x itself
     maps(value)   [(map, factor), ...], one pair per base: the map (N, C, H, W) in the alphabet, with the gradient
@@ -9,16 +9,16 @@ stages, profile, packed files and the option check. It works in two steps:
 
 Training convolves with their sum, `forward(x)` = sum of factor * map; evaluation and packed files take each map alone.
 
-What a class must keep, and `steps` relies on: in evaluation `value` is, per channel, x times a scale plus a shift
-(`affine`), and each map is a step function of the value, low first and high from some float on. So a packed file needs
-one threshold and one direction per channel and base, and finds them by bisection with `maps` itself.
+A class must keep two promises, on which `steps` relies. In evaluation `value` is, per channel, x times a scale plus a
+shift (`affine`). And each map is a step function of the value, low first and high from some float on. So a packed file
+needs one threshold and one direction per channel and base, and finds them by bisection with `maps` itself.
 
-`alphabet` is `-1,+1`, `0,1` or None (the activations stay as they are, only the weights are binary); a tap outside the
-image is 0 in all of them. A binarizer with a magnitude (`has_magnitude`) also gives the mean of |value| over the
+`alphabet` is `-1,+1`, `0,1` or None (the activations stay as they are, and only the weights are binary). A tap outside
+the image is 0 in all of them. A binarizer with a magnitude (`has_magnitude`) also gives the mean of |value| over the
 channels; the convolution averages it over its window and multiplies its output by it. g stands for the gradient of the
 loss with respect to the effective activation.
 
-A new one is a class with a `name`, which enters it in the table: `class RSign(EstimatedSign, name="rsign")`.
+A new binarizer is a class with a `name`, which enters it in the table: `class RSign(EstimatedSign, name="rsign")`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ ACTIVATION_BINARIZERS: dict[str, type[ActivationBinarizer]] = {}
 
 
 def set_progress(network: nn.Module, progress: float) -> int:
-    """Tell all progressive estimators of `network` how far its training is (0..1); returns how many there are.
+    """Set the progress (0..1) of the training for all progressive estimators of `network`. Returns their number.
 
-    BinarySRModel does so before each iteration. They begin at 0. Nothing but gradients depends on it.
+    BinarySRModel calls it before each iteration. The progress begins at 0. Only gradients depend on it.
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must lie in 0..1, found {progress}")
@@ -65,8 +65,8 @@ def window_mean(magnitude: Tensor, *, kernel_size: int, stride: int, padding: in
 def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The scale and shift (C,) of an evaluated BatchNorm, y = x * scale + shift.
 
-    Worked out in float64 and rounded once to float32, on the CPU. Raises ValueError for one that has no running
-    statistics, whose result depends on the image.
+    It is computed in float64 and rounded once to float32, on the CPU. Raises ValueError for a BatchNorm without running
+    statistics, because its result depends on the image.
     """
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm without running statistics depends on the image")
@@ -88,7 +88,7 @@ class Step:
     shift: Tensor
     is_high: Callable[[Tensor], Tensor]
     factor: Tensor | None
-    """What the map is multiplied by, a scalar; None for 1."""
+    """The factor of the map, a scalar; None for 1."""
 
 
 class ActivationBinarizer(nn.Module):
@@ -141,8 +141,8 @@ class ActivationBinarizer(nn.Module):
         return x if self.norm is None else self.norm(x)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """What `value` is in evaluation: the float32 scale and shift (C,) of x. A class with its own `value` has its
-        own `affine`.
+        """The float32 scale and shift (C,) by which `value` follows from x in evaluation. A class with its own `value`
+        has its own `affine`.
         """
         if self.norm is None:
             return torch.ones(self.num_feat), torch.zeros(self.num_feat)
@@ -159,16 +159,16 @@ class ActivationBinarizer(nn.Module):
     def relaxed(self, value: Tensor) -> Tensor:
         """The continuous function of the value (N, C, H, W) whose derivative is the gradient of its map.
 
-        ValueError where there is none.
+        Raises ValueError if there is none.
         """
         raise ValueError(f"{type(self).__name__} has no full-precision counterpart")
 
     def steps(self) -> list[Step]:
-        """One step function per base: what a packed file holds of it. For binarizers in evaluation, on the CPU."""
+        """One step function per base, for a packed file. The binarizer must be in evaluation, on the CPU."""
         scale, shift = self.affine()
         with torch.no_grad():
             factors = [factor for _, factor in self.maps(shift.view(1, -1, 1, 1))]
-        # A straight-through estimator may subtract a value from itself: an infinite one would give NaN.
+        # A straight-through estimator may subtract a value from itself, and an infinite one would give NaN.
         largest = torch.finfo(torch.float32).max
         return [
             Step(scale, shift, lambda y, base=base: self.maps(y.clamp(-largest, largest))[base][0] > 0, factor)

@@ -5,12 +5,12 @@ packed kernels use: first the integer dot products of the signs, exact in float3
 of the output channel. So a packed network and this one differ only where a float operation around them rounds
 differently.
 
-Whoever needs something else of it asks for a mode (`set_mode`) and replaces no method:
+Other computations are modes (`set_mode`), so nobody replaces a method:
 
     binary               A^B and W^B, as above
     binary_activations   A^B and the latent weights
     float                the continuous function of A whose derivative the estimator is, and the latent weights
-    reach                0, or NaN where the window holds one: what a pixel depends on
+    reach                0, or NaN if the window holds a NaN: it shows the inputs of a pixel
 
 All modes have the same parameters and running statistics. Only `binary` accumulates the filters of a group.
 """
@@ -38,9 +38,9 @@ def binary_convs(network: nn.Module) -> dict[str, BinaryConv2d]:
 
 
 def set_mode(network: nn.Module, mode: str) -> int:
-    """Let all binary convolutions of `network` compute in `mode`, one of MODES; returns how many there are.
+    """Let all binary convolutions of `network` compute in `mode`, one of MODES. Returns their number.
 
-    Raises ValueError for an unknown mode, and for `float` where an activation binarizer has no such counterpart.
+    Raises ValueError for an unknown mode, and for `float` if an activation binarizer has no such counterpart.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, found {mode!r}")
@@ -58,7 +58,7 @@ def set_mode(network: nn.Module, mode: str) -> int:
 
 
 def note_previous(conv: BinaryConv2d, note: Callable[[tuple[Tensor, ...]], None]) -> RemovableHandle:
-    """Call `note` with the earlier latents of the accumulation group that each call of `conv` is handed."""
+    """Call `note` with the earlier latent weights that each call of `conv` gets from its accumulation group."""
 
     def hook(_conv: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         note(tuple(args[1] if len(args) > 1 else kwargs.get("previous", ())))
@@ -75,20 +75,20 @@ class BinaryConv2d(nn.Module):
         weight_binarizer, weight_options: a name in WEIGHT_BINARIZERS and keywords of its constructor.
         activation_binarizer, activation_options: a name in ACTIVATION_BINARIZERS and keywords of its constructor.
         output_scale: None (the paper), `scalar` (one learned factor per convolution) or `channel` (one per output
-            channel) that multiplies the output; needed where many convolutions add into one identity path.
+            channel) that multiplies the output. Networks need it if many convolutions add into one identity path.
         output_scale_init: the factor's value at the start, for weights whose scale follows the latents; where the scale
             is 1 (bnn) the factor starts at this times E|W|, so that one value suits all binarizers.
         latent_gain: factor on the latents' Kaiming start. Only their signs and E|W| count, so it sets how many steps of
             the learning rate a sign flip takes: large latents hardly flip at all (see docs/training.md).
 
     A packed file needs `decompose` for the weights, the steps of `binarize_activation` (see activations.py) and the
-    sum that `_evaluate` states. `weight` (O, I, kh, kw) is the latent full-precision weight: trained, never used in a
-    packed file.
+    sum that `_evaluate` states. `weight` (O, I, kh, kw) is the latent full-precision weight. The training changes
+    it, and no packed file holds it.
 
     Attributes for others to set, not in the state_dict:
         mode: one of MODES, see the module's text.
-        in_float32: compute in float32 under autocast, but on the fast path, which knows how to round.
-        map_hook: called in evaluation with (base, map (N, I, H, W)); what it returns takes the place of the map.
+        in_float32: compute in float32 under autocast, except on the fast path, which rounds where it is harmless.
+        map_hook: called in evaluation with (base, map (N, I, H, W)); its result takes the place of the map.
     """
 
     mode: str = "binary"
@@ -140,9 +140,9 @@ class BinaryConv2d(nn.Module):
         self.output_scale = nn.Parameter(torch.full((factors,), start)) if factors else None
 
     def decompose(self, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
-        """What a packed file stores: [(signs (O, I, kh, kw) in {-1, +1}, scale (O,) with the output scale in it)].
+        """The weights of a packed file: [(signs (O, I, kh, kw) in {-1, +1}, scale (O,) with the output scale in it)].
 
-        On the meta device, which has no values to find signs of, the pairs have the shapes alone.
+        The meta device has no values and no signs, so there the pairs have the shapes alone.
         """
         with torch.no_grad():
             if self.weight.is_meta:

@@ -1,11 +1,14 @@
 """The blocks of BSRN: LBBlock (a local block of three binary convs) and HPBBlock (LB blocks in sequence).
 
-LB block, as the paper's figure shows it (3x3, then two 1x1, all C -> C):
-    a1 = conv3(x);  a2 = conv1_a(a1) + b1 a1;  out = conv1_b(a2) + b1 a1 + b2 a2
-Short-range accumulation: the activations (factors b1, b2), and the filters of the two 1x1 convs. Long-range
-accumulation: the filters of the 3x3 convs across the LB blocks of one HPB block.
+The LB block of the paper's figure is a 3x3 and two 1x1 convolutions, all C -> C:
 
-Without accumulation of activations (the paper's A2) the three follow each other:
+    a1 = conv3(x);  a2 = conv1_a(a1) + b1 a1;  out = conv1_b(a2) + b1 a1 + b2 a2
+
+Short-range accumulation joins the activations (factors b1, b2) and the filters of the two 1x1 convolutions. Long-range
+accumulation joins the filters of the 3x3 convolutions across the LB blocks of one HPB block.
+
+Without accumulation of activations (the paper's A2) the three convolutions follow each other:
+
     a1 = conv3(x);  a2 = conv1_a(a1);  out = conv1_b(a2)
 """
 
@@ -28,9 +31,9 @@ class LBBlock(nn.Module):
     Args:
         num_feat: channels C.
         identity: add the input to the 3x3 convolution's result, a1 = conv3(x) + x. The figure shows no such path
-            (False); without it deep networks do not train (see docs/training.md). Without accumulation of activations
+            (False). Without it deep networks do not train (see docs/training.md). Without accumulation of activations
             each of the three convolutions has such a path.
-        accumulate_activations: the terms with b1 and b2; without them the options of beta mean nothing.
+        accumulate_activations: whether there are the terms with b1 and b2; without them the options of beta do nothing.
         beta, beta_statistic, beta_init, beta_offset: mode, statistic and, for b1 and b2, the trained scalar's start
             and the fixed offset of ActivationScale. With identity, offsets (0.5, 1) and starts (0, 0) the block begins
             as out = x + conv3(x) + conv1_a(a1) + conv1_b(a2), a plain residual chain.

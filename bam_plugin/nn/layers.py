@@ -68,10 +68,10 @@ class BinaryLayer(nn.Module):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding: see BinaryConv2d.
-        method: which binarizers and which of the parts in brackets; its `skip` is ignored where the shape changes.
+        method: says which binarizers and which of the parts in brackets; its `skip` is ignored if the shape changes.
         group_index: 0-based position in the accumulation group.
         norm: None follows the method; True or False decides.
-        bias: adds a learned bias, for networks whose convolutions have one.
+        bias: add a learned bias, for networks whose convolutions have one.
         output_scale, output_scale_init, latent_gain: see BinaryConv2d.
     """
 
@@ -113,7 +113,8 @@ class BinaryLayer(nn.Module):
     def forward(self, x: Tensor, previous: Sequence[Tensor] = (), identity: Tensor | None = None) -> Tensor:
         """(N, I, H, W) -> (N, O, H', W').
 
-        previous: earlier latent weights of the accumulation group. identity: what the identity path adds; None for x.
+        previous: earlier latent weights of the accumulation group. identity: the map that the identity path adds; None
+        for x.
         """
         out = self.conv(x, previous)
         if self.bias is not None:

@@ -1,20 +1,22 @@
 """The published methods as combinations: two binarizers and what the paper puts around the convolution.
 
-A method is data, so that any part of it can be replaced: `make_method("bam", activation="float")` has BAM's weights and
+A method is data, so any part of it can be replaced: `make_method("bam", activation="float")` has BAM's weights and
 full-precision activations. What each binarizer computes, and with which gradient, is in the docstring of its class.
 
 Bi-Real Net, ReActNet, E2FIF and BBCU have one full-precision identity path around every convolution and none around a
 block of two. In words (W latent weight, A activation, g the gradient that reaches the binary value, * the convolution,
 Sign(0) = +1 throughout):
+
 - `bireal`: y = BN(W^B * Sign(A)) + A;   `react`: y = RPReLU(BN(W^B * Sign(A - t)) + A).
 - `e2fif`: y = BN(W^B * Sign(A)) + A with W^B = Sign(W), no scale, dL/dW = g; dL/dA = g max(0, 2 - 2|A|). A leaky ReLU
   of slope 0.1 stands between the two convolutions of a block.
 - `bbcu`: y = RPReLU(W^B * Sign(A - t)) + A, no normalization. W^B = Sign(W) E|W|, dL/dW = g where |W| <= 1, else 0;
   dL/dA = g max(0, 2 - 2|A - t|), and dL/dt = -dL/dA summed over the batch and the map. Its network is `BBCU` in
   bam_plugin.archs.
-- The identity path adds the gradient of y to dL/dA; it is left out where the convolution changes the shape.
+- The identity path adds the gradient of y to dL/dA. A convolution that changes the shape has none.
 
-Where the authors' published code differs (looked at in November 2026):
+The authors' published code (of November 2026) differs:
+
 - these four and XNOR-Net: the sign of 0 is 0, which is no value of the alphabet. `dorefa`: 0.5 is rounded to 0.
 - `bireal`, `react`: latents start as rand * 0.001, all positive. `bireal`: dL/dW = g inside [-1, 1] without the factor
   E|W| of the paper: `weight_binarizer: react` is that. `react`: trained in two steps, binary activations first.
@@ -46,8 +48,8 @@ def make_method(
 ) -> Method:
     """The method `name` with replaced parts.
 
-    Options of a side are added to those of the method; where the side itself is replaced, the method's options of that
-    side are dropped. `changes` are further fields of Method; a value of None leaves the field as it is.
+    Options of a side are added to those of the method. If the side itself is replaced, the options that the method has
+    for it are dropped. `changes` are further fields of Method. A value of None leaves the field as it is.
     """
     if name not in METHODS:
         raise ValueError(f"binarizer must be one of {tuple(METHODS)}, found {name!r}")
@@ -70,9 +72,9 @@ def make_method(
 
 
 def methods_of_parts(chosen: Sequence[str], known: Sequence[str], method: Method | None) -> dict[str, Method | None]:
-    """For each of the `known` parts of a network its method: `method` where it is `chosen`, else None (full precision).
+    """The method of each of the `known` parts of a network: `method` if it is `chosen`, else None (full precision).
 
-    Raises ValueError for an unknown part, and for parts chosen without a method.
+    Raises ValueError for an unknown part, and if parts are chosen without a method.
     """
     if unknown := sorted(set(chosen) - set(known)):
         raise ValueError(f"binary_parts must be some of {tuple(known)}, found {unknown}")
@@ -83,14 +85,14 @@ def methods_of_parts(chosen: Sequence[str], known: Sequence[str], method: Method
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How one binary convolution of a body is made."""
+    """The parts of one binary convolution of a body."""
 
     weight: str
     """Name in WEIGHT_BINARIZERS."""
     activation: str
     """Name in ACTIVATION_BINARIZERS."""
     source: str
-    """Where it comes from."""
+    """Its source."""
     weight_options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of the weight binarizer, without group_index."""
     activation_options: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +100,7 @@ class Method:
     accumulate: bool = False
     """Whether the activations of a group are accumulated (eq. 9)."""
     norm: bool | None = None
-    """BatchNorm2d after the convolution; None leaves that to the network, and where that has none there is none."""
+    """BatchNorm2d after the convolution. None leaves that to the network."""
     skip: bool = False
     """Full-precision identity path around the convolution."""
     rprelu: str | None = None

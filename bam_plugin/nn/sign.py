@@ -1,11 +1,11 @@
 """The sign function and its straight-through estimators, forward and gradient side by side.
 
-Sign(x) = +1 if x >= 0 else -1 (eq. 4 of Xin et al., ECCV 2020), so Sign(0) = +1; `torch.sign(0)` is 0 and must not be
-used. Its derivative is zero almost everywhere, so training replaces it by an estimator: the forward pass is always the
-exact sign, only the gradient differs. This is the one definition of the tie rule in training code.
+Sign(x) = +1 if x >= 0 else -1 (eq. 4 of Xin et al., ECCV 2020), so Sign(0) = +1. `torch.sign(0)` is 0 and must not be
+used. The derivative of Sign is zero almost everywhere, so training replaces it by an estimator. The forward pass is
+always the exact sign, and only the gradient differs. This is the one definition of the tie rule in training code.
 
-A progressive estimator changes its shape with the progress of the training, 0 at the start and 1 at the end: a wide
-gradient first, which reaches every value and lets signs flip, then one that resembles the derivative of the sign.
+A progressive estimator changes its shape with the progress of the training, 0 at the start and 1 at the end. First its
+gradient is wide, reaches every value and lets signs flip. At the end it resembles the derivative of the sign.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _IdentitySign(torch.autograd.Function):
 class _ClippedSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        # One byte per element instead of the input itself: the mask is all that the gradient needs.
+        # The gradient needs only the mask: one byte per element instead of the input itself.
         ctx.save_for_backward(x.abs() <= 1)
         return sign(x)
 
@@ -100,9 +100,9 @@ def decay_shape(progress: float) -> tuple[float, float]:
 def decaying_sign(x: Tensor, progress: float = 0.0) -> Tensor:
     """Sign with the gradient of k tanh(t x): d/dx = k t (1 - tanh(t x)^2), (t, k) = decay_shape(progress).
 
-    Nearly 1 everywhere at the start; at the end 10 at x = 0 and next to nothing beyond |x| = 0.3. The error decay
-    estimator of IR-Net (Qin et al., Forward and Backward Information Retention for Accurate Binary Neural Networks,
-    CVPR 2020, eq. 10 to 12, with its limits 0.1 and 10 of t).
+    It is nearly 1 everywhere at the start. At the end it is 10 at x = 0 and nearly 0 beyond |x| = 0.3. This is the
+    error decay estimator of IR-Net (Qin et al., Forward and Backward Information Retention for Accurate Binary Neural
+    Networks, CVPR 2020, eq. 10 to 12, with its limits 0.1 and 10 of t).
     """
     return _DecayingSign.apply(x, progress)
 

@@ -1,4 +1,4 @@
-"""R of y = R(M(E(x))): the upsamplers, by the names that users of SwinIR and HAT options know."""
+"""The upsamplers, R of y = R(M(E(x))), by the names that users of SwinIR and HAT know."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def global_skip(out: Tensor, x: Tensor, *, mode: str | None, upscale: int) -> Te
 class BinaryUpsampling(nn.Module):
     """PixelShuffle(layer(x)) + x enlarged by nearest neighbours   (Xia et al., BBCU, ICLR 2023).
 
-    (N, C, H, W) -> (N, C, H * upscale, W * upscale); the binary layer has C `upscale`^2 filters. The enlarged x is left
-    out where the method has no identity path.
+    (N, C, H, W) -> (N, C, H * upscale, W * upscale); the binary layer has C `upscale`^2 filters. Without an identity
+    path in the method, the enlarged x is left out.
     """
 
     def __init__(self, *, num_feat: int, upscale: int, method: Method, **options: Any) -> None:
@@ -67,7 +67,7 @@ def make_upsampler(
     PixelShuffle(3) for x3), then a 3x3 convolution num_feat -> num_out_ch at full size: 26 GMAC for x4 at 1280x720
     with 48 channels.
     `pixelshuffledirect` (light): one 3x3 convolution num_feat -> num_out_ch * upscale^2 and PixelShuffle(upscale):
-    1.2 GMAC for the same output, which matters where the body is packed and the float tail is what remains.
+    1.2 GMAC for the same output. That matters if the body is packed and the float tail is the rest.
     stage_method, tail_method: binarize the convolutions before the PixelShuffles, and the last convolution (which is
     the only one of `pixelshuffledirect`); None keeps them full precision.
     """

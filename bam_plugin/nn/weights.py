@@ -1,13 +1,15 @@
 """The weight binarizers: from a latent full-precision weight to signs and scales.
 
 A weight binarizer has two views of the same binary weight, and no state but its own parameters:
-- `decompose(latent, previous)` -> [(signs (O, I, kh, kw) in {-1, +1}, scale (O,)), ...], one pair per base and without
-  gradient: what evaluation computes with and what a packed file stores. The binary weight is sum(scale * signs).
-- `forward(latent, previous)` -> the same weight as one tensor (O, I, kh, kw), with the binarizer's gradient.
-`previous` are the latent weights of the earlier convolutions of an accumulation group; only `bam` looks at them. No
-scale is differentiated. g stands for dL/dW^B.
 
-A new one is a class with a `name`, which enters it in the table: `class BNNWeight(WeightBinarizer, name="bnn")`.
+- `decompose(latent, previous)` -> [(signs (O, I, kh, kw) in {-1, +1}, scale (O,)), ...], one pair per base and without
+  gradient. Evaluation computes with them, and a packed file stores them. The binary weight is sum(scale * signs).
+- `forward(latent, previous)` -> the same weight as one tensor (O, I, kh, kw), with the binarizer's gradient.
+
+`previous` are the latent weights of the earlier convolutions of an accumulation group. Only `bam` uses them. No scale
+is differentiated. g stands for dL/dW^B.
+
+A new binarizer is a class with a `name`, which enters it in the table: `class BNNWeight(WeightBinarizer, name="bnn")`.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ class BAMWeight(WeightBinarizer, name="bam"):
         """One pair, see WeightBinarizer."""
         with torch.no_grad():
             total = accumulate_filters(latent, previous, self.factors(latent, previous))
-            # Dividing by the deviation, as BN does, changes no sign and would cost more than all the rest.
+            # BN also divides by the deviation, which changes no sign and would cost more than all the rest.
             return [(sign(total - total.mean(dim=(1, 2, 3), keepdim=True)), mean_magnitude(latent))]
 
     def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -126,7 +128,7 @@ class BAMWeight(WeightBinarizer, name="bam"):
         if self.gradient == "accumulated":
             return accumulate_filters(latent, previous, self.factors(latent, previous))
         if self.alpha is not None:
-            # What only the factors learn from: there the filters are constants.
+            # Only the factors learn from this part, where the filters are constants.
             frozen = [weight.detach() for weight in (*previous, latent)]
             return latent + accumulate_filters(frozen[-1], frozen[:-1], self.alpha)
         return latent
