@@ -16,7 +16,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from bam_plugin.bench.rivals import Call, RivalError
-from bam_plugin.bench.segments import Job, Segment
+from bam_plugin.bench.segments import Segment, Workload
 from bam_plugin.conversion.onnx_export import export_segment
 from bam_plugin.conversion.twins import sign_values
 from bam_plugin.packed.bits import unpack_filters
@@ -26,12 +26,12 @@ from bam_plugin.packed.graph import Node
 class _Translation:
     """An OpenVINO model of fixed size from the ONNX model of a segment."""
 
-    def __init__(self, *, job: Job, segment: Segment, binary: bool, int8: bool):
-        self.job, self.model = job, job.model
+    def __init__(self, *, workload: Workload, segment: Segment, binary: bool, int8: bool):
+        self.workload, self.model = workload, workload.model
         self.bits: list[np.ndarray] = []  # OpenVINO's constants of bits point into these arrays
-        data = export_segment(job.model, segment.nodes, inputs=segment.inputs, outputs=segment.outputs)
+        data = export_segment(workload.model, segment.nodes, inputs=segment.inputs, outputs=segment.outputs)
         self.made = ov.Core().read_model(data)
-        shapes = {name: job.values[name].shape for name in segment.inputs}
+        shapes = {name: workload.values[name].shape for name in segment.inputs}
         self.made.reshape({name: [1, shape[2], *shape[:2]] for name, shape in shapes.items()})
         nodes = {node.name: node for node in segment.nodes}
         self.signs: dict[str, Any] = {}  # threshold -> its map of 0 and 1
@@ -74,7 +74,7 @@ class _Translation:
 
     def quantize(self, conv: Any, node: Node) -> None:
         """Round the operand and the filters of a convolution to 8 bits."""
-        seen = self.job.values[node.inputs[0]]
+        seen = self.workload.values[node.inputs[0]]
         # Operands that are never negative use all 256 levels for values above zero.
         high = max(float(np.abs(seen).max()), 1e-6)
         low = 0.0 if seen.min() >= 0 else -high * 128 / 127
@@ -105,10 +105,12 @@ def _per_channel(array: np.ndarray) -> Any:
 class _Request:
     """A compiled segment."""
 
-    def __init__(self, *, job: Job, segment: Segment, precision: str):
-        translation = _Translation(job=job, segment=segment, binary=precision == "binary", int8=precision == "int8")
+    def __init__(self, *, workload: Workload, segment: Segment, precision: str):
+        translation = _Translation(
+            workload=workload, segment=segment, binary=precision == "binary", int8=precision == "int8"
+        )
         settings = {
-            "INFERENCE_NUM_THREADS": job.threads,
+            "INFERENCE_NUM_THREADS": workload.threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
@@ -130,26 +132,31 @@ def _pixels(outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [output[0].transpose(1, 2, 0) for output in outputs]
 
 
-def build(job: Job, part: str, *, body: str = "fp32", tail: str = "fp32") -> Call:
+def build(workload: Workload, part: str, *, body: str = "fp32", tail: str = "fp32") -> Call:
     """A call that computes one part.
 
     `body` is fp32, bf16 or binary, `tail` is fp32, bf16 or int8. Equal ones are one model.
     """
     if part == "whole" and body != tail and (body, tail) != ("binary", "fp32"):
-        return _chain(job, body, tail)
-    segment = job.segments[part]
-    request = _Request(job=job, segment=segment, precision=tail if part == "tail" else body)
-    feeds = [_planes(job.values[name]) for name in segment.inputs]
+        return _chain(workload, body, tail)
+    segment = workload.segments[part]
+    request = _Request(workload=workload, segment=segment, precision=tail if part == "tail" else body)
+    feeds = [_planes(workload.values[name]) for name in segment.inputs]
     return lambda: _pixels(request.run(feeds))
 
 
-def _chain(job: Job, body: str, tail: str) -> Call:
+def _chain(workload: Workload, body: str, tail: str) -> Call:
     """Body and tail as two models. The second reads what the first has written."""
-    if "body" not in job.segments:
+    if "body" not in workload.segments:
         raise RivalError("the network does not have both a body and a tail")
-    first, second = job.segments["body"], job.segments["tail"]
-    requests = [_Request(job=job, segment=first, precision=body), _Request(job=job, segment=second, precision=tail)]
-    images = {name: _planes(job.values[name]) for name in (*first.inputs, *second.inputs) if name not in first.outputs}
+    first, second = workload.segments["body"], workload.segments["tail"]
+    requests = [
+        _Request(workload=workload, segment=first, precision=body),
+        _Request(workload=workload, segment=second, precision=tail),
+    ]
+    images = {
+        name: _planes(workload.values[name]) for name in (*first.inputs, *second.inputs) if name not in first.outputs
+    }
 
     def call() -> list[np.ndarray]:
         made = dict(zip(first.outputs, requests[0].run([images[name] for name in first.inputs]), strict=True))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bam_plugin.bench.rivals import RIVALS, RivalError
-from bam_plugin.bench.segments import make_job
+from bam_plugin.bench.segments import make_workload
 from bam_plugin.packed.format import read_packed
 
 _STATUS = Path("/proc/self/status")
@@ -45,9 +45,9 @@ def _measure(path: str, name: str, threads: int, height: int, width: int) -> int
     rival, model = RIVALS[name], read_packed(path)
     importlib.import_module(rival.module)
     image = np.random.default_rng(0).random((height, width, model.num_in_ch), dtype=np.float32)
-    job = make_job(model, image, threads=threads)
+    workload = make_workload(model, image, threads=threads)
     before = _status("VmRSS")
-    call = rival.build(job, "whole")
+    call = rival.build(workload, "whole")
     call()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     call()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bam_plugin.bench.segments import PARTS, Job
+from bam_plugin.bench.segments import PARTS, Workload
 from bam_plugin.errors import BamError, install_command
 
 Call = Callable[[], list[np.ndarray]]
@@ -27,7 +27,9 @@ class RivalError(BamError):
 
 @dataclass(frozen=True)
 class Rival:
-    """One way to run a network. `build(job, part)` gives a call that computes the part once, and its outputs (H, W, C).
+    """One way to run a network.
+
+    `build(workload, part)` gives a call that computes the part once, and its outputs (H, W, C).
 
     `module` is the package that it needs, `make` the module and function behind `build`, `options` its keywords.
     """
@@ -47,11 +49,11 @@ class Rival:
         extra = "train" if self.module == "torch" else "bench"
         return None if found else f"{self.module} is not installed; run: {install_command(extra)}"
 
-    def build(self, job: Job, part: str) -> Call:
+    def build(self, workload: Workload, part: str) -> Call:
         """Prepare one part. Raises RivalError if the runtime or the network does not allow it."""
         module, function = self.make.split(":")
         make = getattr(importlib.import_module(f"bam_plugin.bench.{module}"), function)
-        return make(job, part, **self.options)
+        return make(workload, part, **self.options)
 
     def version(self) -> str:
         """The version of its package."""
@@ -98,11 +100,11 @@ def choose(names: list[str] | None) -> list[Rival]:
     return list(chosen.values())
 
 
-def difference(job: Job, part: str, outputs: list[np.ndarray]) -> float:
+def difference(workload: Workload, part: str, outputs: list[np.ndarray]) -> float:
     """Share of a part's output values that differ from the engine's, as the module describes it."""
     unequal = total = 0
-    for name, found in zip(job.segments[part].outputs, outputs, strict=True):
-        expected = job.values[name]
+    for name, found in zip(workload.segments[part].outputs, outputs, strict=True):
+        expected = workload.values[name]
         if found.shape != expected.shape:
             raise RivalError(f"{name}: expected the shape {expected.shape}, found {found.shape}")
         limit = DIFFERS * float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))

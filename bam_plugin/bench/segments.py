@@ -32,7 +32,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """One network at one image size and number of threads. A rival builds its parts from it.
 
     `values` holds the engine's maps (H, W, C) of every segment's inputs and outputs.
@@ -74,7 +74,7 @@ def _value(model: PackedModel, name: str, image: np.ndarray, isa: str | None, th
     return Engine(cut_at(model, name), isa=isa, threads=threads).run(image)
 
 
-def make_job(model: PackedModel, image: np.ndarray, *, threads: int, isa: str | None = None) -> Job:
+def make_workload(model: PackedModel, image: np.ndarray, *, threads: int, isa: str | None = None) -> Workload:
     """Cut the network, and let the engine compute the values at the cuts for `image` (H, W, C)."""
     segments = cut(model)
     wanted = {name for segment in segments.values() for name in (*segment.inputs, *segment.outputs)}
@@ -82,4 +82,4 @@ def make_job(model: PackedModel, image: np.ndarray, *, threads: int, isa: str | 
         # A rival in 8 bits needs the ranges of the operands of the tail's convolutions.
         wanted |= {node.inputs[0] for node in segments["tail"].nodes if node.op == "conv2d"}
     values = {name: _value(model, name, image, isa, threads) for name in sorted(wanted)}
-    return Job(model=model, segments=segments, values=values, threads=threads)
+    return Workload(model=model, segments=segments, values=values, threads=threads)

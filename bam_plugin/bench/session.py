@@ -13,7 +13,7 @@ import numpy as np
 
 from bam_plugin.bench import peak_memory
 from bam_plugin.bench.rivals import Rival, RivalError, difference
-from bam_plugin.bench.segments import make_job
+from bam_plugin.bench.segments import make_workload
 from bam_plugin.engine import kernels, timing
 from bam_plugin.errors import BamError
 from bam_plugin.packed.format import PackedModel
@@ -79,27 +79,27 @@ def run_session(
                 calls[f"bam {isa}", part] = call
                 call()
         if present:
-            job = make_job(model, image, threads=count)
+            workload = make_workload(model, image, threads=count)
             for rival in present:
-                calls |= _prepare(session, rival, job, parts)
+                calls |= _prepare(session, rival, workload, parts)
         for (name, part), result in timing.measure(calls, rounds=rounds, warm=False, clock=clock).items():
             session.timings.setdefault(name, {}).setdefault(part, {})[str(count)] = result
     return session
 
 
-def _prepare(session: Session, rival: Rival, job: Any, parts: Sequence[str]) -> dict[Runner, Callable[[], object]]:
+def _prepare(session: Session, rival: Rival, workload: Any, parts: Sequence[str]) -> dict[Runner, Callable[[], object]]:
     """The calls of one rival. Each result is compared with the engine's."""
     calls: dict[Runner, Callable[[], object]] = {}
     for part in rival.parts:
         if part not in parts:
             continue
-        if part not in job.segments:
+        if part not in workload.segments:
             session.skip(f"{rival.name}, {part}: the network has no {part} of its own")
             continue
-        _log.info("%s, %s, %d threads: building", rival.name, part, job.threads)
+        _log.info("%s, %s, %d threads: building", rival.name, part, workload.threads)
         try:
-            call = rival.build(job, part)
-            session.differs.setdefault(rival.name, {})[part] = difference(job, part, call())
+            call = rival.build(workload, part)
+            session.differs.setdefault(rival.name, {})[part] = difference(workload, part, call())
         except (BamError, ImportError, RuntimeError) as error:  # the runtimes themselves raise RuntimeError
             session.skip(f"{rival.name}, {part}: {(str(error) or type(error).__name__).splitlines()[0]}")
             continue

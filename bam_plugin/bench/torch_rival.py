@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from bam_plugin.bench.rivals import Call
-from bam_plugin.bench.segments import Job
+from bam_plugin.bench.segments import Workload
 from bam_plugin.conversion.torch_graph import Translation
 
 
-def build(job: Job, part: str, *, bf16: bool = False, compiled: bool = False) -> Call:
+def build(workload: Workload, part: str, *, bf16: bool = False, compiled: bool = False) -> Call:
     """A call that computes one part, compiled for the present number of threads if `compiled`."""
-    segment = job.segments[part]
-    torch.set_num_threads(job.threads)
+    segment = workload.segments[part]
+    torch.set_num_threads(workload.threads)
     translation = Translation(
-        model=job.model,
+        model=workload.model,
         nodes=segment.nodes,
         inputs=segment.inputs,
         outputs=segment.outputs,
@@ -28,14 +28,14 @@ def build(job: Job, part: str, *, bf16: bool = False, compiled: bool = False) ->
     )
     network: Any = translation.module()
     inputs = [
-        torch.from_numpy(np.ascontiguousarray(job.values[name])).permute(2, 0, 1)[None] for name in segment.inputs
+        torch.from_numpy(np.ascontiguousarray(workload.values[name])).permute(2, 0, 1)[None] for name in segment.inputs
     ]
     if compiled:
         torch._dynamo.reset()  # compiled code keeps the number of threads for which it was compiled
         network = torch.compile(network, dynamic=False, options={"freezing": True})
 
     def call() -> list[np.ndarray]:
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(workload.threads)
         with torch.inference_mode():
             outputs = network(*inputs)
         return [output[0].permute(1, 2, 0).numpy() for output in outputs]

@@ -10,7 +10,7 @@ import pytest
 from helpers.packed_models import binary_layer, every_operation, float_layer, small_model
 
 from bam_plugin.bench.rivals import RIVALS, Rival, RivalError, choose, difference
-from bam_plugin.bench.segments import Job, cut, make_job
+from bam_plugin.bench.segments import Workload, cut, make_workload
 from bam_plugin.cli import main
 from bam_plugin.packed import PackedModel, write_packed
 from bam_plugin.packed.graph import INPUT
@@ -21,9 +21,9 @@ EXACT = [name for name in RIVALS if "fp32" in name and name not in COMPILED]
 ROUGH = [name for name in RIVALS if name not in EXACT and name not in COMPILED]
 
 
-def job_of(model: PackedModel, *, size: tuple[int, int] = (19, 23)) -> Job:
+def workload_of(model: PackedModel, *, size: tuple[int, int] = (19, 23)) -> Workload:
     image = np.random.default_rng(0).random((*size, model.num_in_ch), dtype=np.float32)
-    return make_job(model, image, threads=1)
+    return make_workload(model, image, threads=1)
 
 
 def needed(name: str) -> Rival:
@@ -34,13 +34,13 @@ def needed(name: str) -> Rival:
 
 
 @pytest.fixture(scope="module")
-def lively() -> Job:
-    return job_of(small_model(channels=48, blocks=3))
+def lively() -> Workload:
+    return workload_of(small_model(channels=48, blocks=3))
 
 
 @pytest.fixture(scope="module")
-def everything() -> Job:
-    return job_of(every_operation())
+def everything() -> Workload:
+    return workload_of(every_operation())
 
 
 def test_segments_join_to_the_whole(lively):
@@ -83,9 +83,9 @@ def test_tail_in_low_precision_is_near(name, lively):
 
 def test_compiled_pytorch():
     pytest.importorskip("torch")
-    job = job_of(small_model(channels=8, blocks=1), size=(8, 9))
+    workload = workload_of(small_model(channels=8, blocks=1), size=(8, 9))
     try:
-        assert difference(job, "tail", RIVALS["PyTorch fp32 compiled"].build(job, "tail")()) < 1e-3
+        assert difference(workload, "tail", RIVALS["PyTorch fp32 compiled"].build(workload, "tail")()) < 1e-3
     except RuntimeError as error:
         pytest.skip(f"torch.compile does not work here: {str(error).splitlines()[0]}")
 
@@ -97,9 +97,9 @@ def test_what_openvino_cannot_do_is_refused(channels, alphabet, words):
     value = float_layer(builder, generator, builder.input, "head", out=channels)
     value = binary_layer(builder, generator, value, "conv", out=channels, kernel=3, alphabet=alphabet)
     graph = builder.finish(float_layer(builder, generator, value, "tail", out=3))
-    job = job_of(PackedModel(graph=graph, tensors=builder.tensors))
+    workload = workload_of(PackedModel(graph=graph, tensors=builder.tensors))
     with pytest.raises(RivalError, match=words):
-        rival.build(job, "body")
+        rival.build(workload, "body")
 
 
 def test_command_compares_measures_and_skips(tmp_path, capsys, monkeypatch):
