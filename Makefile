@@ -23,7 +23,7 @@ $(INSTALLED): setup.py pyproject.toml requirements.txt $(wildcard bam_plugin/*/c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel cython
 	$(BIN)/python -m pip install -q $(PINS) torch torchvision numpy
-	$(BIN)/python -m pip install -q $(PINS) --no-build-isolation -e '.[train,demo,dev,docs,onnx,video,serve]'
+	$(BIN)/python -m pip install -q $(PINS) --no-build-isolation -e '.[train,demo,dev,docs,onnx,video,serve,completion]'
 	touch $@
 
 demo: $(INSTALLED)

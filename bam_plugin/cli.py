@@ -32,6 +32,7 @@ COMMANDS = {
     "upscale": "upscale pictures with a packed file",
     "serve": "a local page to drop pictures on, and a REST API",
     "compare": "show results side by side: a sheet with measured values, or a page with a divider to drag",
+    "completion": "print a script that completes the words of bam in a shell",
     "run": "run a training script of BasicSR or of another project with this package",
 }
 
@@ -40,14 +41,14 @@ _IMPORTING = ("train", "test", "options", "profile", "convert", "upscale", "comp
 """Commands that can meet a network of the user's own, by its registered name."""
 
 
-def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Make the parser; only the `chosen` command's module is imported and its arguments added."""
+def build_parser(*chosen: str | None) -> argparse.ArgumentParser:
+    """Make the parser; only the modules of the `chosen` commands are imported, and their arguments added."""
     parser = argparse.ArgumentParser(prog="bam", description="Binary super-resolution: train, convert, upscale.")
     parser.add_argument("--version", action="version", version=f"bam-plugin {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
-        if name == chosen:
+        if name in chosen:
             module = importlib.import_module(f"bam_plugin.commands.{name}")
             module.configure(subparser)
             if name in _IMPORTING:

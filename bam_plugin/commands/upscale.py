@@ -123,8 +123,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_clips(args: argparse.Namespace, out: TolerantStream, err: TolerantStream) -> int:
     """Upscale clips; 0 when every one has its result, 1 when some failed."""
-    planned = plan_clips(args.input, args.output, suffix=args.suffix)
     upscaler = Upscaler(args.model, scale=args.scale, isa=args.isa, threads=args.threads, precision=args.precision)
+    planned = plan_clips(args.input, args.output, scale=args.scale or upscaler.scale, suffix=args.suffix)
     records, failures = [], []
     options = {"scale": args.scale, "codec": args.codec, "crf": args.crf, "preset": args.preset, "tile": args.tile}
     options |= {"strict": args.strict, "resume": args.resume}

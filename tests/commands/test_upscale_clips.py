@@ -42,6 +42,12 @@ def test_several_clips_go_into_a_folder_and_a_bad_one_does_not_stop_the_rest(tmp
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good_large.mkv"]
 
 
+def test_without_an_output_the_result_lies_beside_the_clip(tmp_path, model) -> None:
+    write_clip(tmp_path / "clip.mp4", frames=2)
+    assert main(["upscale", "-i", str(tmp_path / "clip.mp4"), "-m", model, "-q"]) == 0
+    assert len(times_of(tmp_path / "clip_x2.mp4")) == 2
+
+
 def test_strict_stops_at_a_damaged_frame(tmp_path, model, capsys) -> None:
     whole = write_clip(tmp_path / "whole.mkv", codec="ffv1", gop=1)
     damage(whole, (5,), tmp_path / "clip.mkv")

@@ -35,6 +35,7 @@ WORKING = {
     "options --expand": f"options --expand {ROOT / OPTIONS}",
     "quantize": "quantize small_x2.bam.safetensors --calibrate in --benchmarks Set5 --dry-run",
     "serve": "serve --help",
+    "completion": "completion bash",
     "prepare": "prepare folder --input in --name a --output made --store folder --crop-size 48 --step 24 --quiet",
 }
 MISSING = {

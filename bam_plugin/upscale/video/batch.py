@@ -30,8 +30,12 @@ class ClipOutcome:
     error: Exception | None = None
 
 
-def plan_clips(inputs: Sequence[str | os.PathLike], output: Path, *, suffix: str = "") -> list[tuple[Path, Path]]:
+def plan_clips(
+    inputs: Sequence[str | os.PathLike], output: Path | None, *, scale: float, suffix: str = ""
+) -> list[tuple[Path, Path]]:
     """(source, destination) of each clip; `output` is a file for one clip, else a folder.
+
+    Without an output each result lies beside its clip, with `suffix` (`_x4` for a scale of 4) behind its name.
 
     Raises InputError for a source that is not there, for pictures among clips, and for two results of one name.
     """
@@ -41,6 +45,9 @@ def plan_clips(inputs: Sequence[str | os.PathLike], output: Path, *, suffix: str
     for source in sources:
         if not source.is_file():
             raise InputError(f"{source}: there is no such file")
+    if output is None:
+        suffix = suffix or f"_x{scale:g}"
+        return [(each, each.with_name(f"{each.stem}{suffix}{each.suffix}")) for each in sources]
     if is_clip(output) and not output.is_dir():
         if len(sources) > 1:
             raise InputError(f"{output}: is one file, but there are {len(sources)} inputs; give a folder")
