@@ -83,9 +83,9 @@ def test_an_animation_stays_one(tmp_path, upscaler, source, target, alpha):
             half = np.abs(expected[:, :, 3] - 128) < 10
             assert ((large[:, :, 3] >= 128) == (expected[:, :, 3] >= 128))[~half].all()
             visible = (expected[:, :, 3] > 250) & (large[:, :, 3] > 250)
-        assert _difference(large, expected, visible) < 1 + 1.2 * _difference(
-            _as_still(expected, target), expected, visible
-        )
+        # A frame that another one was mixed into would differ by tens.
+        still = _difference(_as_still(expected, target), expected, visible)
+        assert _difference(large, expected, visible) < 2 + 1.2 * still
 
 
 def _difference(found: np.ndarray, expected: np.ndarray, where: np.ndarray) -> float:
