@@ -44,6 +44,8 @@ def load_options(
     a warning, as long as another one remains. Raises OptionsError.
     """
     loaded = read_options(path, method=method, force=force)
+    for note in loaded.notes:
+        _logger.warning("%s", note)
     if files and not is_train:
         _leave_out_missing_sets(loaded)
     check_loaded(loaded, is_train=is_train, files=files)

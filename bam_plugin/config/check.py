@@ -7,6 +7,8 @@ model or dataset reads in its source.
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -88,7 +90,21 @@ def _check(options: Mapping[str, Any], is_train: bool, files: bool) -> Iterator[
         silent = is_train or ours or model is None
         if options["val"].get("save_img") and "suffix" not in options["val"] and not silent:
             yield Problem(("val", "suffix"), f"is missing; {options['model_type']} needs it with save_img: write ~")
+    if is_train and isinstance(options.get("logger"), Mapping):
+        yield from _check_wandb(options["logger"])
     yield from _check_device(options.get("num_gpu"))
+
+
+def _check_wandb(logger: Mapping[str, Any]) -> Iterator[Problem]:
+    """Weights & Biases is asked for by a project's name; BasicSR then needs the package, and TensorBoard beside it."""
+    section = logger.get("wandb")
+    if not isinstance(section, Mapping) or section.get("project") is None:
+        return
+    if logger.get("use_tb_logger") is False:
+        yield Problem(("logger", "use_tb_logger"), "must be true beside logger.wandb, or remove wandb.project")
+    elif importlib.util.find_spec("wandb") is None:
+        message = "needs the package wandb, which is not installed; run: pip install wandb, or remove the project"
+        yield Problem(("logger", "wandb", "project"), message)
 
 
 def _check_sections(
@@ -135,9 +151,21 @@ def check_network(values: Any, key: KeyPath) -> Iterator[Problem]:
             problems += check_binarizers(values["recipe"], Recipe, (*key, "recipe"))
     if isinstance(values, Mapping) and _is_ours(arch := archs.get(str(values.get("type")))):
         problems += check_binarizers(values, arch, key)
+        problems += _check_alpha(values, key)
     yield from problems
     if not problems:
         yield from _check_construction(archs[values["type"]], values, key)
+
+
+def _check_alpha(values: Mapping[str, Any], key: KeyPath) -> Iterator[Problem]:
+    """`alpha` of BSRN is for accumulated filters. Other binarizers of weights would ignore it."""
+    from bam_plugin.nn import METHODS, WEIGHT_BINARIZERS
+
+    method = METHODS.get(str(values.get("binarizer", "bam")))
+    name = values.get("weight_binarizer") or (method.weight if method else None)
+    weights = WEIGHT_BINARIZERS.get(str(name))
+    if values.get("alpha", "one") != "one" and weights and "alpha" not in inspect.signature(weights).parameters:
+        yield Problem((*key, "alpha"), f"is not read with weights {name!r}, which are not accumulated; remove it")
 
 
 def _is_ours(registered: Any) -> bool:

@@ -90,11 +90,10 @@ def check_data_files(values: Mapping[str, Any], key: KeyPath) -> Iterator[Proble
 
 def _check_root(root: Path, key: KeyPath, backend: Any) -> Iterator[Problem]:
     if not root.is_dir():
-        prepare = "bam prepare benchmark" if key[1].startswith(("val", "test")) else "bam prepare div2k"
         yield Problem(
             key,
-            f"the folder {root} does not exist (looked in {Path.cwd()}){_near_file(root)}; make it with `{prepare}`, "
-            "or name the folder you have",
+            f"the folder {root} does not exist (looked in {Path.cwd()}){_near_file(root)}; make it with "
+            f"`{_command_for(root, key)}`, or name the folder you have",
         )
     elif backend == "lmdb":
         if root.suffix != ".lmdb":
@@ -105,6 +104,18 @@ def _check_root(root: Path, key: KeyPath, backend: Any) -> Iterator[Problem]:
             yield Problem(key, f"{root} holds no meta_info.txt, so it is not a whole LMDB; make it again")
     elif backend == "disk" and root.suffix == ".lmdb":
         yield Problem(key, f"{root} is an LMDB, but io_backend type is disk; set it to lmdb")
+
+
+def _command_for(root: Path, key: KeyPath) -> str:
+    """The command that makes the folder `root`, by the names of the sets, else by what the data set is for."""
+    parts = set(root.parts)
+    if parts & {"classic", "DIV2K_valid_crop256"}:
+        return "bam prepare classic --root FOLDER_WITH_T91_ETC"
+    if "DIV2K" in parts:
+        return "bam prepare div2k --root DOWNLOADS"
+    if key[1].startswith(("val", "test")):
+        return "bam prepare benchmark --root FOLDER_WITH_SET5_ETC"
+    return "bam prepare folder --input PHOTOS --name NAME"
 
 
 def check_paths(

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from bam_plugin.config.layer import Layer, parse_value, read_layer
+from bam_plugin.config.lengths import shorten_schedule
 from bam_plugin.config.problems import KeyPath, OptionsError
 from bam_plugin.errors import suggest
 
@@ -47,6 +48,8 @@ class LoadedOptions:
     """Method of the file -> what it reproduces."""
     force: tuple[str, ...] = ()
     """The `--force_yml` entries that were applied."""
+    notes: list[str] = field(default_factory=list)
+    """What was changed beyond that, for a person."""
 
     @property
     def imports(self) -> list[str]:
@@ -77,6 +80,7 @@ def read_options(path: str | Path, *, method: str | None = None, force: Sequence
     elif methods:
         raise OptionsError(f"{path} offers methods; name one, such as method: {next(iter(methods))}")
     values, origins = layer.values, layer.origins
+    notes = shorten_schedule(values, dict(forced))
     for key, value in forced:
         if key != ("method",):
             _set(values, key, value, path)
@@ -85,7 +89,9 @@ def read_options(path: str | Path, *, method: str | None = None, force: Sequence
     references = _References(top=values, path=path)
     expanded = {key: references.replace(value, (key,)) for key, value in values.items() if key not in _OUR_KEYS}
     abouts = {name: str(each.get("about", "")) for name, each in methods.items()}
-    return LoadedOptions(path=path, values=expanded, origins=origins, method=chosen, methods=abouts, force=tuple(force))
+    return LoadedOptions(
+        path=path, values=expanded, origins=origins, method=chosen, methods=abouts, force=tuple(force), notes=notes
+    )
 
 
 def dump_options(loaded: LoadedOptions) -> str:

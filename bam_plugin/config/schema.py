@@ -154,7 +154,7 @@ class Logger(msgspec.Struct):
 class Distributed(msgspec.Struct):
     """dist_params."""
 
-    backend: str | None = None
+    backend: Literal["nccl", "gloo", "mpi"] | None = None
     port: int | None = None
 
 

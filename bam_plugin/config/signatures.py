@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -24,8 +25,12 @@ def check_value(value: Any, expected: Any, key: KeyPath, default: Any = None) ->
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at ")
         inner = place.strip("`$") or ""
-        message = f"{text[0].lower()}{text[1:]}, found {value!r}" + (f" (at {inner})" if inner else "")
-        yield Problem(key, message + _number_hint(value))
+        at = f" (at {inner})" if inner else ""
+        choices = [choice for choice in _choices(expected) if isinstance(choice, str)]
+        if choices and isinstance(value, str):
+            yield Problem(key, f"{value!r} is no valid value{at}; valid here: {', '.join(choices)}")
+        else:
+            yield Problem(key, f"{text[0].lower()}{text[1:]}, found {value!r}{at}{_number_hint(value)}")
     except TypeError:
         yield from _check_like(value, default, key)
 
@@ -123,6 +128,16 @@ def check_call(
     for name in names - set(arguments):
         if parameters[name].default is inspect.Parameter.empty:
             yield Problem((*key, name), f"is missing and has no default in {target.__name__}; add it")
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a Literal, also of one that is an alternative among others; none for other types."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    alternatives = (
+        typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    )
+    return tuple(choice for each in alternatives for choice in _choices(each))
 
 
 def _check_like(value: Any, default: Any, key: KeyPath) -> Iterator[Problem]:

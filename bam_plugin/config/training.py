@@ -7,15 +7,17 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from bam_plugin.config.problems import Problem
+from bam_plugin.config.problems import KeyPath, Problem
 from bam_plugin.config.schema import OPTIMIZER_KEYS
 from bam_plugin.config.signatures import check_typed
+from bam_plugin.errors import suggest
 
 # The training loop passes these itself.
 _OPTIMIZER_INPUTS = ("params",)
 _SCHEDULER_INPUTS = ("optimizer", "last_epoch", "iteration", "total_iter", "warmup_iter")
 
 _SCHEDULER = ("train", "scheduler")
+_REDUCTIONS = ("mean", "sum")
 
 
 def in_iterations(train: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Problem]]:
@@ -56,9 +58,16 @@ def check_training(
             continue
         if name.startswith("optim_"):
             also = OPTIMIZER_KEYS if ours else ()
-            yield from check_typed(value, key, _optimizers(), given=_OPTIMIZER_INPUTS, also=also, elsewhere=elsewhere)
+            optimizers = _optimizers()
+            problems = list(
+                check_typed(value, key, optimizers, given=_OPTIMIZER_INPUTS, also=also, elsewhere=elsewhere)
+            )
+            yield from problems or _check_optimizer(value, key, optimizers[value["type"]], also)
         elif name.endswith("_opt") and isinstance(value, Mapping) and "type" in value:
             yield from check_typed(value, key, losses, elsewhere=elsewhere)
+            if value.get("reduction", "mean") not in _REDUCTIONS:
+                message = f"{value['reduction']!r} is no valid value, a loss is one number; {suggest('', _REDUCTIONS)}"
+                yield Problem((*key, "reduction"), message)
     if "pixel_opt" in reads and not (train.get("pixel_opt") or train.get("perceptual_opt")):
         yield Problem(("train", "pixel_opt"), "is missing; a training needs a loss, such as {type: L1Loss}")
     scheduler = train.get("scheduler")
@@ -67,6 +76,19 @@ def check_training(
             check_typed(scheduler, _SCHEDULER, _schedulers(ours), given=_SCHEDULER_INPUTS, elsewhere=elsewhere)
         )
         yield from problems or _check_lengths(scheduler, train.get("total_iter"))
+
+
+def _check_optimizer(
+    value: Mapping[str, Any], key: KeyPath, optimizer: Any, also: Collection[str]
+) -> Iterator[Problem]:
+    """Make the optimizer of one matrix (Muon takes nothing else): its constructor knows the ranges of its options."""
+    import torch
+
+    options = {name: each for name, each in value.items() if name != "type" and name not in also}
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1, 1))], **options)
+    except Exception as error:
+        yield Problem(key, f"{value['type']} refuses these options: {error}")
 
 
 def _optimizers() -> dict[str, Any]:
@@ -110,6 +132,11 @@ def _check_lengths(scheduler: Mapping[str, Any], total_iter: Any) -> Iterator[Pr
             (*_SCHEDULER, "periods"),
             f"sum to {sum(periods)}, but train.total_iter is {total_iter}: the training would crash there; make them "
             f"sum to {total_iter}, or set train.total_iter to {sum(periods)}",
+        )
+    length = scheduler.get("cooldown_iter")
+    if isinstance(length, int) and not 0 < length <= total_iter:
+        yield Problem(
+            (*_SCHEDULER, "cooldown_iter"), f"must lie in 1 .. train.total_iter, which is {total_iter}, found {length}"
         )
     milestones = scheduler.get("milestones") or []
     late = [each for each in milestones if isinstance(each, int) and each > total_iter]

@@ -67,6 +67,40 @@ MISTAKES = [
     ({"val.metrics.psnr.test_y_chanel": True}, "val.metrics.psnr.test_y_chanel", "did you mean test_y_channel?"),
     ({"path.pretrain_network": "x.pth"}, "path.pretrain_network", "did you mean pretrain_network_g?"),
     ({"logger.print_frequency": 5}, "logger.print_frequency", "did you mean print_freq?"),
+    # Values that a choice lacks, that a constructor refuses, or that nothing reads.
+    ({"train.precision": "fp16"}, "train.precision", "'fp16' is no valid value; valid here: float32, bf16, bf16_all"),
+    ({"dist_params": {"backend": "glo"}}, "dist_params.backend", "valid here: nccl, gloo, mpi"),
+    ({"train.pixel_opt.reduction": "none"}, "train.pixel_opt.reduction", "valid here: mean, sum"),
+    ({"train.optim_g.betas": [0.9]}, "train.optim_g", "refuses these options"),
+    ({"train.optim_g.betas": [0.9, 1.5]}, "train.optim_g", "Invalid beta"),
+    ({"logger.wandb": {"project": "x"}}, "logger.wandb.project", "pip install wandb"),
+    (
+        {"logger": {"print_freq": 1, "save_checkpoint_freq": 5, "use_tb_logger": False, "wandb": {"project": "x"}}},
+        "logger.use_tb_logger",
+        "must be true",
+    ),
+    (
+        {"train.scheduler": {"type": "CooldownLR", "cooldown_iter": 21}, "train.total_iter": 20},
+        "train.scheduler.cooldown_iter",
+        "must lie in 1 .. train.total_iter, which is 20",
+    ),
+    ({"network_g": {"type": "BSRN", "binarizer": "dorefa", "alpha": "learned"}}, "network_g.alpha", "not accumulated"),
+    (
+        {"datasets.train.dataroot_gt": "datasets/classic/classic_HR.lmdb"},
+        "datasets.train.dataroot_gt",
+        "bam prepare classic",
+    ),
+    (
+        {"datasets.val.dataroot_gt": "datasets/DIV2K_valid_crop256/GTmod4"},
+        "datasets.val.dataroot_gt",
+        "bam prepare classic",
+    ),
+    (
+        {"datasets.train.dataroot_gt": "datasets/DIV2K/DIV2K_train_HR_sub.lmdb"},
+        "datasets.train.dataroot_gt",
+        "bam prepare div2k",
+    ),
+    ({"datasets.train.dataroot_gt": "datasets/mine"}, "datasets.train.dataroot_gt", "bam prepare folder"),
     # Names that nothing is registered under.
     ({"model_type": "BinarySRModl"}, "model_type", "did you mean BinarySRModel?"),
     ({"network_g.type": "BRSN"}, "network_g.type", "did you mean BSRN?"),
@@ -356,3 +390,33 @@ def test_prepared_arguments_are_read_by_basicsr_itself(
     text = Path(prepared[1]).read_text()
     assert text.splitlines()[0] == f"# Expanded from {path}, method small, --force_yml train:total_iter=7 scale=4"
     assert not {"include", "method", "methods"} & set(yaml.safe_load(text))
+
+
+def test_every_optimizer_passes_with_its_defaults() -> None:
+    from bam_plugin.config.training import _check_optimizer
+    from bam_plugin.optim import OPTIMIZER_REGISTRY
+
+    for name, optimizer in OPTIMIZER_REGISTRY:
+        assert not list(_check_optimizer({"type": name, "lr": 1.0e-3}, ("optim_g",), optimizer, ())), name
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "force", "found"),
+    [
+        ({"milestones": [50, 75]}, ["train:total_iter=10"], {"milestones": [5, 8]}),
+        ({"periods": [33, 67]}, ["train:total_iter=10"], {"periods": [4, 7]}),
+        ({"cooldown_iter": 40}, ["train:total_iter=10"], {"cooldown_iter": 4}),
+        ({"milestones": [50]}, ["train:total_iter=200"], {"milestones": [50]}),  # longer: the rate may stay
+        ({"milestones": [50]}, ["train:total_iter=10", "train:scheduler:milestones=[2]"], {"milestones": [2]}),
+        ({"milestones": [50]}, ["train:total_iter=x"], {"milestones": [50]}),
+    ],
+)
+def test_a_shortened_run_keeps_the_shape_of_its_schedule(
+    tmp_path: Path, scheduler: dict[str, Any], force: list[str], found: dict[str, Any]
+) -> None:
+    path = write_options({"train": {"total_iter": 100, "scheduler": scheduler}}, tmp_path / "a.yml")
+    loaded = read_options(path, force=force)
+    assert loaded.values["train"]["scheduler"] == found
+    assert bool(loaded.notes) == (found not in (scheduler, {"milestones": [2]}))
+    if loaded.notes:
+        assert "train.total_iter is 10 instead of 100, so train.scheduler." in loaded.notes[0]
