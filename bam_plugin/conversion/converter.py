@@ -1,9 +1,9 @@
-"""From a training checkpoint to a packed file: load, build, lower, compare, write.
+"""Convert a training checkpoint to a packed file: load, build, lower, compare, write.
 
-The network is built through BasicSR's registry from the `network_g` section of an option file, or from the one that
-BinarySRModel records in its checkpoints. The checkpoint is read with `weights_only=True`, and nothing is written when
-the packed network differs from PyTorch by more than the caller allows. The lowering itself is in `lowering.py`, the
-comparison in `verify.py`.
+BasicSR's registry builds the network from the `network_g` section of an option file, or from the one that BinarySRModel
+records in its checkpoints. The checkpoint is read with `weights_only=True`. Nothing is written if the packed network
+differs from PyTorch by more than the caller allows. The lowering itself is in `lowering.py`, the comparison in
+`verify.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from bam_plugin.toolbox.networks import build_network, input_channels, load_weig
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion: the model, its file's bytes, the report rows and (unless skipped) the comparison.
+    """A finished conversion: the model, the bytes of its file, the rows of the report, and the comparison if one was
+    made.
 
     `network` is the PyTorch network that was converted.
     """
@@ -58,15 +59,15 @@ def convert_network(
 ) -> Conversion:
     """Pack a PyTorch network and compare the two on `images` (default: the fixed ones).
 
-    `metadata` must be JSON. A network that no graph expresses becomes a mixed network, if it has binary convolutions
-    and `metadata` has the `network_g` that builds it, and unless `require_graph`. Raises ConversionError when the
-    network cannot be packed.
+    `metadata` must be JSON. A network that no graph expresses becomes a mixed network if it has binary convolutions,
+    `metadata` has the `network_g` that builds it, and `require_graph` is off. Raises ConversionError if the network
+    cannot be packed.
     """
     metadata = dict(metadata or {})
     try:
         graph, tensors, rows = lower_network(network, num_in_ch=num_in_ch)
         data = pack_model(PackedModel(graph=graph, tensors=tensors, metadata=metadata))
-        model = unpack_model(data)  # what is compared is what readers will get
+        model = unpack_model(data)  # compare what readers will get
         engine = Engine(model)
     except ConversionError as error:
         if require_graph or "network_g" not in metadata or not binary_convs(network):
@@ -102,12 +103,12 @@ def convert_checkpoint(
     verify: bool = True,
     require_graph: bool = False,
 ) -> Conversion:
-    """Convert a BasicSR checkpoint with the option file it was trained with; see `convert_network`.
+    """Convert a BasicSR checkpoint with the option file of its training, see `convert_network`.
 
-    Without `options` the network is the one that the checkpoint records (BinarySRModel's do; ConversionError for one
-    that does not). `method` names one of the file's methods. `facts` (training data, terms, metrics, ...) are recorded
-    beside the source's SHA-256 and the network's options. `images` maps the number of input channels to pictures to
-    compare on.
+    Without `options` the network is the one that the checkpoint records. BinarySRModel's checkpoints do; for others it
+    raises ConversionError. `method` names one of the file's methods. `facts` (training data, terms, metrics, ...) are
+    recorded beside the SHA-256 of the source and the options of the network. `images` maps the number of input channels
+    to the pictures of the comparison.
     """
     content = read_checkpoint(checkpoint, param_key=param_key)
     section = content.network_g if options is None else network_options(options, method=method)

@@ -1,4 +1,4 @@
-"""From a training checkpoint to files on disk: a packed file, and an ONNX model if asked for, both compared first."""
+"""Write the files of a training checkpoint: a packed file, and an ONNX model on request. Both are compared first."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ MIN_AGREEMENT = 0.9999
 
 
 class ConvertError(BamError):
-    """The arguments of a conversion cannot be served."""
+    """The arguments of a conversion are wrong."""
 
 
 class DisagreementError(BamError):
-    """A converted network computes something else than PyTorch; `delivery` has what was found."""
+    """A converted network computes something else than PyTorch. `delivery` has the comparison."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class DisagreementError(BamError):
 
 @dataclass(frozen=True)
 class Delivery:
-    """A conversion, and the bytes and the comparison of its ONNX model if one was asked for."""
+    """A conversion, and the bytes and the comparison of its ONNX model on request."""
 
     conversion: Conversion
     onnx: bytes = b""
@@ -53,7 +53,7 @@ class Delivery:
 
     @property
     def comparisons(self) -> dict[str, Comparison]:
-        """What was compared with PyTorch, in words -> the comparison."""
+        """Name of what was compared with PyTorch -> the comparison."""
         found = {"the packed network": self.conversion.comparison, "the ONNX model": self.onnx_comparison}
         return {what: comparison for what, comparison in found.items() if comparison is not None}
 
@@ -78,13 +78,14 @@ def convert(
 
     checkpoint: such as `net_g_latest.pth`. options, method: the option file of its training and the method that it
     used; by default the network is the one that the checkpoint records. param_key: weights to take (`params_ema`, else
-    `params`). facts: recorded inside. images: pictures to compare on besides the fixed ones. min_agreement: the
-    smallest share that must agree with PyTorch, of each layer's signs from equal inputs, and of 8-bit values, which may
-    differ by 1. onnx: write the network in float arithmetic as ONNX there, too (extra `onnx`). require_graph: refuse a
-    network that only runs in torch. overwrite: replace files that exist. write: False only converts and compares.
+    `params`). facts: facts to record in the file. images: pictures of the comparison besides the fixed ones.
+    min_agreement: the smallest share that must agree with PyTorch, of each layer's signs from equal inputs, and of
+    8-bit values, which may differ by 1. onnx: write the network in float arithmetic as ONNX there, too (extra `onnx`).
+    require_graph: refuse a network that only runs in torch. overwrite: replace files that exist. write: False only
+    converts and compares.
 
-    Raises ConvertError for arguments that cannot be served, ConversionError for a network that cannot be packed, and
-    DisagreementError. Nothing is written then.
+    Raises ConvertError for wrong arguments, ConversionError for a network that cannot be packed, and DisagreementError.
+    Then nothing is written.
     """
     if not 0 <= min_agreement <= 1:
         raise ConvertError(f"--min-agreement takes a share from 0 to 1, found {min_agreement}")

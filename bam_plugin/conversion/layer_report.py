@@ -1,6 +1,6 @@
-"""The conversion's report: per layer, what it held as float32 and what its tensors take in the packed file.
+"""The report of a conversion: the bytes of each layer as float32, and those of its tensors in the packed file.
 
-The bytes are counted in the finished graph, so the rows together have all tensors of the file, no more and no less.
+The bytes are counted in the finished graph, so the rows together have exactly the tensors of the file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from bam_plugin.packed.mixed_format import MixedModel
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of the conversion report: what it was and what became of it."""
+    """One layer of the report."""
 
     layer: str
     kind: str
     shape: tuple[int, ...]
-    """Of its weight; empty where it has none."""
+    """Shape of its weight; empty if it has none."""
     bits_before: int
     """Its parameters and running statistics as float32."""
     bytes_after: int
     """Its tensors in the packed file: filters, scales, thresholds and all."""
     note: str
-    """`packed`, or why not."""
+    """`packed`, or the reason why it is not."""
 
 
 def layer_rows(

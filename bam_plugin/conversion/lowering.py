@@ -1,9 +1,9 @@
-"""From a PyTorch network to a packed graph: trace with torch.fx, fold what depends on parameters alone, lower the rest.
+"""Lower a PyTorch network to a packed graph: trace it, fold what depends on parameters alone, lower the rest.
 
 The network is traced in evaluation mode with its layers as leaves, so no network needs an exporter of its own. Values
-that follow from parameters only (accumulated filters, learned factors) are computed here and now; each remaining
-call becomes one operation of `packed/ops` by the tables of `lowering_ops.py`. What has no entry there is an error that
-names the module, never a guess.
+that follow from parameters only (accumulated filters, learned factors) are computed here. Each remaining call becomes
+one operation of `packed/ops` by the tables of `lowering_ops.py`. A call without an entry there is an error that names
+the module.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class _Lowering:
         self.emit = Emitter(num_in_ch=num_in_ch)
 
     def run(self) -> Graph:
-        # A forward may assign to its module (EDSR: self.mean = self.mean.type_as(x)): trace a copy, keep values here.
+        # A forward may assign to its module (EDSR: self.mean = self.mean.type_as(x)). So trace a copy and keep values
+        # here.
         twin = _Called(copy.deepcopy(self.network))
         try:
             traced = _Tracer().trace(twin)
@@ -128,8 +129,8 @@ def _find_values(tree: Any) -> bool:
 def lower_network(network: nn.Module, *, num_in_ch: int) -> tuple[Graph, dict[str, np.ndarray], list[LayerRow]]:
     """Turn a network into a checked packed graph, its tensors, and one report row per layer with parameters.
 
-    `network` maps (N, num_in_ch, H, W) to (N, C, H * scale, W * scale); it is copied and put in evaluation mode.
-    Raises ConversionError naming the module that cannot be lowered.
+    `network` maps (N, num_in_ch, H, W) to (N, C, H * scale, W * scale). A copy of it is lowered, in evaluation mode.
+    Raises ConversionError, which names the module that cannot be lowered.
     """
     lowering = _Lowering(network=copy.deepcopy(network).float().eval(), num_in_ch=num_in_ch)
     graph = lowering.run()

@@ -1,4 +1,4 @@
-"""What the lowering of a layer works with: values of the packed graph, and the emitter that adds nodes to it."""
+"""Values of the packed graph, and the emitter that adds nodes to it, for the lowering of a layer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bam_plugin.packed.graph_builder import GraphBuilder
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the packed graph, as opposed to a Python object or tensor that is known already."""
+    """A value of the packed graph. Everything else is a Python object or a tensor that is known already."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Magnitude:
-    """|value|: exists only inside a channel mean."""
+    """|value|. It exists only inside a channel mean."""
 
     value: Value
 
@@ -45,7 +45,7 @@ class Emitter:
         attrs: dict[str, Any] | None = None,
         tensors: dict[str, np.ndarray] | None = None,
     ) -> Value:
-        """Add a node, called after the place at work unless `name` is given."""
+        """Add a node. Its name is `name`, or that of the place at work."""
         names = (value.name for value in inputs)
         made = self.builder.add(op, name or self.where, *names, attrs=attrs, tensors=tensors)
         self.layers[made] = self.layer

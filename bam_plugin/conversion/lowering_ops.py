@@ -1,6 +1,6 @@
-"""The lowering of every layer, function and method that a packed graph can express: the tables at the end.
+"""The lowering of every layer, function and method that a packed graph can express. The tables stand at the end.
 
-A handler takes the emitter, the module (if it is one) and the call's arguments, of which at least one is a Value.
+A handler takes the emitter, the module (if it is one) and the arguments of the call. At least one of them is a Value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bam_plugin.packed.errors import ConversionError
 
 
 def _square(value: Any) -> int | None:
-    """The one number of a (possibly doubled) convolution setting, None if it has two different ones."""
+    """The number of a convolution setting, single or as a pair of equal ones; None for two different ones."""
     pair = value if isinstance(value, tuple) else (value, value)
     return pair[0] if len(set(pair)) == 1 and isinstance(pair[0], int) else None
 
@@ -67,7 +67,7 @@ def _binary_conv(emit: Emitter, module: BinaryConv2d, x: Value, previous: tuple[
             term = emit.add("binary_conv2d", signs_in, attrs=attrs, tensors=tensors)
             total = term if total is None else emit.add("add", total, term)
     assert total is not None
-    # A second activation base needs its own scales and so, in the file, its own copy of the filters.
+    # A second activation base needs its own scales, and so its own copy of the filters in the file.
     bases = f" in {len(filters)} bases" if len(filters) > 1 else ""
     copies = f", {activation.bases} copies" if activation.bases > 1 else ""
     emit.notes[emit.layer] = f"packed{bases}{copies}"
@@ -113,7 +113,7 @@ def _relu(emit: Emitter, x: Value, inplace: bool = False) -> Value:
 
 
 def _clamp(emit: Emitter, x: Value, low: float, high: float) -> Value:
-    limit = np.finfo(np.float32).max  # an open side is bounded by the largest float, which changes no finite value
+    limit = np.finfo(np.float32).max  # the largest float bounds an open side, which changes no finite value
     low, high = (float(np.float32(min(max(bound, -limit), limit))) for bound in (low, high))
     return emit.add("clamp", x, attrs={"low": low, "high": high})
 
@@ -243,7 +243,7 @@ METHODS: dict[Any, Handler] = {
     "relu": _relu,
     "clamp": lambda emit, x, min=-math.inf, max=math.inf: _clamp(emit, x, min, max),
     "contiguous": lambda emit, x: x,
-    # A constant that follows the image's dtype and device stays what it is; so does the image.
+    # A constant that takes the dtype and device of the image stays the same; so does the image.
     "type_as": lambda emit, x, other: x,
     "to": lambda emit, x, *args, **kwargs: x,
 }

@@ -1,11 +1,10 @@
 """A packed graph as an ONNX model: the same network in float arithmetic, for every runtime that reads ONNX.
 
-Signs become the floats -1 and +1 (or 0 and 1), binary filters become float filters, so the model computes what the
-packed kernels count; only the rounding of float operations depends on the runtime. A threshold is one comparison
-x >= t and a choice, so Sign(0) = +1 holds exactly; zero padding is that of Conv. Dot products are rounded to integers,
-which they are: else optimizers fold the scales into the filters, and what must be 0 is 0 no more, so signs flip.
-Height and width are free.
-Writing needs the package onnx, running onnxruntime (extra `onnx`).
+Signs become the floats -1 and +1 (or 0 and 1), and binary filters become float filters. So the model computes what the
+packed kernels count, and only the rounding of float operations depends on the runtime. A threshold is one comparison x
+>= t and a choice, so Sign(0) = +1 holds exactly. Zero padding is that of Conv. Dot products are rounded to the integers
+that they are. Otherwise optimizers fold the scales into the filters, a 0 is no longer 0, and signs flip. Height and
+width are free. To write a model needs the package onnx, to run it onnxruntime (extra `onnx`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import INPUT, Node
 
 OPSET = 17
-IR_VERSION = 8  # of the time of the opset, so that runtimes of the last years read it
+IR_VERSION = 8  # as old as the opset, so that runtimes of the last years read it
 IMAGE, RESULT = "image", "upscaled"
 _BITS = ".bits"  # behind the name of a threshold whose map has the values 0 and 1
 
@@ -75,7 +74,7 @@ class Export:
             if node.op in TWINS:
                 arrays = {role: self.model.tensors[tensor] for role, tensor in node.tensors.items()}
                 TWINS[node.op].onnx(self, node, arrays, node.name)
-            elif node.op != "threshold":  # made where it is read: the reader knows the alphabet
+            elif node.op != "threshold":  # the reader of a threshold makes its map, because it knows the alphabet
                 raise ConversionError(f"{node.name}: the operation {node.op!r} has no ONNX form")
 
     def signs_of(self, conv: Node) -> str:
@@ -92,7 +91,7 @@ class Export:
         return name
 
     def finish(self, inputs: Sequence[tuple[str, str]], outputs: Sequence[tuple[str, str]]) -> Any:
-        """The checked model. Its inputs and outputs are given as (name, value of the packed graph)."""
+        """The checked model. Inputs and outputs are pairs (name, value of the packed graph)."""
         helper = self.onnx.helper
 
         def describe(name: str, value: str) -> Any:
@@ -134,9 +133,9 @@ def export_onnx(model: PackedModel, *, signs: bool = False) -> bytes:
 def export_segment(
     model: PackedModel, nodes: Sequence[Node], *, inputs: Sequence[str], outputs: Sequence[str]
 ) -> bytes:
-    """A part of a packed graph as an ONNX model whose inputs and outputs are called as the graph calls them.
+    """A part of a packed graph as an ONNX model whose inputs and outputs have the names of the graph.
 
-    For the fastest run: optimizers may fold the scales into the filters.
+    It is for the fastest run: optimizers may fold the scales into the filters.
     """
     export = Export(onnx=require("onnx"), model=model, whole_dots=False)
     export.walk(nodes)
@@ -145,7 +144,7 @@ def export_segment(
 
 
 def make_session(data: bytes, *, threads: int = 0) -> Any:
-    """A session of onnxruntime on the CPU; 0 threads leave it the choice."""
+    """A session of onnxruntime on the CPU. With 0 threads onnxruntime chooses their number."""
     runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -155,7 +154,7 @@ def make_session(data: bytes, *, threads: int = 0) -> Any:
 
 
 def onnx_runner(data: bytes, *, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-    """The model on onnxruntime's CPU: float32 (H, W, C) -> (H scale, W scale, C); 0 threads leave it the choice."""
+    """The model on onnxruntime's CPU: float32 (H, W, C) -> (H scale, W scale, C). With 0 threads it chooses."""
     session = make_session(data, threads=threads)
     return lambda image: _run(session, [RESULT], image)[0]
 

@@ -1,12 +1,12 @@
-"""What a network costs: parameters, multiply-accumulates (MACs), binary-aware operations and packed size, per layer.
+"""The costs of a network: parameters, multiply-accumulates (MACs), binary-aware operations and packed size, per layer.
 
-The network runs once on PyTorch's `meta` device, which has shapes but no values: a 1280x720 output costs neither memory
-nor time. A dispatch mode sees every tensor operation of that run, module or functional call alike, so any network of
+The network runs once on PyTorch's `meta` device, which has shapes but no values. So a 1280x720 output costs neither
+memory nor time. A dispatch mode sees every tensor operation of that run, of modules and of functions. So any network of
 any library can be counted.
 
 The convention that reproduces the numbers printed in the paper (Xin et al., ECCV 2020): a convolution or matrix product
 costs its multiplications, plus 1 per added bias, plus 1 per element that passes a ReLU, leaky ReLU or PReLU;
-normalizations, interpolations and element-wise sums are free. Parameters are everything that is trained.
+normalizations, interpolations and element-wise sums are free. All trained parameters count.
 
 Binary-aware costs as Xia et al. (ICLR 2023) count them: params = float + binary / 32, OPs = float MACs + binary MACs
 / 64. A 1-bit filter on full-precision activations saves parameters but no operation: its MACs are float.
@@ -32,7 +32,7 @@ from bam_plugin.packed.graph import packed_filter_bytes
 # Sides of the square input that finds the factor between input and output. The first is divisible by the windows and
 # strides of the usual networks, the second by every number up to 10, and 16; without values its size costs nothing.
 _PROBE_SIZES = (48, 5040)
-# What networks want their inputs to be multiples of.
+# Networks want inputs that are multiples of these.
 _MULTIPLES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 
 

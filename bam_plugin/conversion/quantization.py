@@ -1,8 +1,8 @@
-"""Integer precisions of the float layers in a packed file, with what they cost. Needs no torch.
+"""Integer precisions of the float layers in a packed file, and their cost. It needs no torch.
 
-Ranges of the activations come from pictures for calibration, the cost from benchmarks, which are never calibrated on:
-mean Y-PSNR of the 8-bit results in fp32 less that at the precision. A file takes only what costs less than MAX_COST on
-every benchmark; it is replaced whole or not at all.
+Ranges of the activations come from calibration pictures, and the cost comes from benchmarks, which are never
+calibration pictures. The cost is the mean Y-PSNR of the 8-bit results in fp32 minus that at the precision. A file takes
+only precisions that cost less than MAX_COST on every benchmark. It is replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _log = logging.getLogger(__name__)
 
 
 class CalibrationError(BamError):
-    """The pictures for calibration or the benchmarks cannot serve."""
+    """The calibration pictures or the benchmarks do not fit."""
 
 
 @dataclass(frozen=True)
 class MeasuredPrecision:
-    """What a precision costs: mean Y-PSNR of each benchmark at it, and how much less that is than in fp32, in dB."""
+    """The cost of a precision: mean Y-PSNR of each benchmark at it, and the loss against fp32 in dB."""
 
     precision: str
     psnr: dict[str, float]
@@ -50,7 +50,7 @@ class MeasuredPrecision:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What `quantize` measured."""
+    """The result of `quantize`."""
 
     model: PackedModel
     """The network with the precisions that it offers now."""
@@ -76,8 +76,8 @@ def quantize(
 
     calibrate: folder of pictures to take the ranges of activations from, no benchmark. benchmarks: folders of original
     images, in any layout, to measure the cost on. output: write there and leave `file` as it is; `overwrite` lets it
-    replace a file. write: False only measures. An offer of an earlier measurement goes, even where nothing takes its
-    place. Raises CalibrationError and the errors of reading packed files and pictures.
+    replace a file. write: False only measures. An offer of an earlier measurement goes, even if no new one takes
+    its place. Raises CalibrationError and the errors of reading packed files and pictures.
     """
     source, output = find_model(file), Path(output) if output is not None else None
     if source != Path(file) and output is None and write:
@@ -113,7 +113,7 @@ def quantize(
 
 
 def _with_offers(model: PackedModel, offers: dict[str, object], measured: Sequence[str]) -> PackedModel:
-    """The model with `offers` in place of all `measured` before; the same object where nothing changes."""
+    """The model with `offers` in place of all `measured` before; the same object if nothing changes."""
     earlier: dict[str, object] = model.metadata.get(FIELD, {})  # type: ignore[assignment]
     section = {name: offer for name, offer in earlier.items() if name not in measured} | offers
     if section == earlier:
@@ -123,7 +123,7 @@ def _with_offers(model: PackedModel, offers: dict[str, object], measured: Sequen
 
 
 def _refuse_benchmarks(calibrate: Path, benchmarks: list[Path]) -> None:
-    """Ranges taken from the pictures that measure the cost would make it look smaller than it is."""
+    """Refuse pictures that also measure the cost: ranges from them would make it look smaller than it is."""
     own = calibrate.resolve()
     known = {name.lower() for key, (aliases, _) in BENCHMARKS.items() for name in (key, *aliases)}
     others = [folder.resolve() for folder in benchmarks]

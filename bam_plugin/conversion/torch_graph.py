@@ -1,6 +1,6 @@
 """A packed graph, or a part of it, as a torch.fx module in float: signs are floats, too.
 
-BatchNorm and sign are one comparison already and filters are accumulated, which a network in evaluation would do anew
+BatchNorm and sign are one comparison already, and the filters are accumulated. A network in evaluation does both anew
 in each call. The module is in channels_last.
 """
 
@@ -50,7 +50,7 @@ class Translation:
                 arrays = {role: model.tensors[name] for role, name in node.tensors.items()}
                 operands = [self._values[name] for name in node.inputs if name not in self._thresholds]
                 self._values[node.name] = TWINS[node.op].torch(self, node, arrays, *operands)
-            elif node.op != "threshold":  # made where it is read: the reader knows the alphabet
+            elif node.op != "threshold":  # the reader of a threshold makes its map, because it knows the alphabet
                 raise ConversionError(f"{node.name}: the operation {node.op!r} has no PyTorch form")
         self._graph.output(tuple(self._values[name] for name in outputs))
 

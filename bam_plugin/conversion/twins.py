@@ -2,8 +2,8 @@
 
 A twin translates one node. `onnx_export.Export` (e) and `torch_graph.Translation` (t) walk the graph and offer what
 twins need: the node's arrays by role, its operands, constants per channel. Signs are floats: -1 and +1, or 0 and 1.
-Thresholds are made where they are read (`signs_of`), since the reader knows the alphabet. A twin that is one call of
-the runtime is one line of the table.
+The reader of a threshold makes its map (`signs_of`), because it knows the alphabet. A twin that is one call of the
+runtime is one line of the table.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Export(Protocol):
 
 @dataclass(frozen=True)
 class Twin:
-    """How one operation looks elsewhere.
+    """One operation in ONNX and in PyTorch.
 
     `onnx(export, node, arrays, name)` adds nodes to an ONNX graph, the last one called `name`. `torch(translation,
     node, arrays, *operands)` returns the value in a torch.fx graph.
@@ -58,7 +58,7 @@ class Twin:
 
 
 def sign_values(node: Node, model: PackedModel, alphabet: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a threshold's channels become where x >= t and elsewhere: two float32 (C,), the flips in them."""
+    """The values of a threshold's channels where x >= t, and elsewhere: two float32 (C,), with the flips in them."""
     low = np.float32(-1 if alphabet == "-1,+1" else 0)
     flip = model.tensors[node.tensors["flip"]].astype(bool)
     return np.where(flip, low, np.float32(1)), np.where(flip, np.float32(1), low)

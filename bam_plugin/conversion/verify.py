@@ -1,13 +1,14 @@
-"""Comparison of a packed network with the PyTorch network it was made from.
+"""Compare a packed network with the PyTorch network from which it was made.
 
-Both see the same images: fixed ones from a seed, and the part of a real photo that `photo.png` holds (a perched osprey;
-its photographer gave it to the public domain, CC0).
+Both see the same images: fixed ones from a seed, and a part of a real photo in `photo.png` (a perched osprey; its
+photographer gave it to the public domain, CC0).
 
-A float operation that rounds differently in front of a threshold can flip a sign whose input lies next to it, and only
-there. But in a deep network one flipped sign flips thousands behind it, so that the pictures of two runs alone say
-little. Therefore PyTorch runs twice: by itself, and going on, layer by layer, with the signs that the packed network
-has. There a sign differs only where its own layer flipped it, and the pictures only by the rounding of float layers,
-however deep the network is: what is more than a few signs of a million is a fault.
+A float operation that rounds differently in front of a threshold can flip a sign, if its input lies next to the
+threshold. But in a deep network one flipped sign flips thousands behind it, so the pictures of two runs alone say
+little. Therefore
+PyTorch runs twice: by itself, and a second time, layer by layer, with the signs of the packed network. There a sign
+differs only if its own layer flips it, and the pictures differ only by the rounding of float layers, however deep the
+network is. More than a few flipped signs of a million are a fault.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ SIZES = ((48, 64), (37, 53), (16, 1), (1, 1))  # height, width: even, odd, narro
 
 @dataclass
 class Difference:
-    """How far pictures are apart. Shares are in [0, 1]; differences are of 8-bit values, but the last, of floats."""
+    """How far pictures are apart.
+
+    Shares are in [0, 1]. Differences are those of 8-bit values; the last is that of floats.
+    """
 
     values: int = 0
     equal: int = 0
@@ -70,10 +74,10 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """What a comparison found.
+    """The result of a comparison.
 
     `same_signs`: PyTorch goes on with the packed network's signs; `alone`: each network with its own. `flips`: by
-    layer, the signs that differ though those before them are the same, and all signs.
+    layer, the signs that differ although all signs before them are the same, and the number of all signs.
     """
 
     images: int = 0
@@ -93,7 +97,7 @@ class Comparison:
 
     @property
     def most_flipped(self) -> tuple[str, float]:
-        """The layer with the largest share of flipped signs, and this share; ("", 0.0) where none is flipped."""
+        """The layer with the largest share of flipped signs, and this share; ("", 0.0) if none is flipped."""
         shares = {name: flipped / max(1, total) for name, (flipped, total) in self.flips.items() if flipped}
         return max(shares.items(), key=lambda item: item[1], default=("", 0.0))
 
@@ -116,7 +120,7 @@ def seeded_images(channels: int) -> list[np.ndarray]:
 
 
 def default_images(channels: int) -> list[np.ndarray]:
-    """The seeded pictures, and for networks of 1 or 3 channels a real one, 85 x 63 (H, W)."""
+    """The seeded pictures and, for networks of 1 or 3 channels, a real one, 85 x 63 (H, W)."""
     images = seeded_images(channels)
     if channels in (1, 3):
         images.append(network_input(read_picture(Path(__file__).parent / "photo.png"), channels))
@@ -131,7 +135,7 @@ def _to_8_bit(image: np.ndarray) -> np.ndarray:
 def _noted_signs(network: nn.Module, given: Mapping[str, np.ndarray]) -> Iterator[dict[str, list[np.ndarray]]]:
     """Inside the block a forward notes, per binarized activation, the bits of each call and base.
 
-    It goes on with the bits of `given` where there are some.
+    It goes on with the bits of `given`, if there are some.
     """
     noted: dict[str, list[np.ndarray]] = defaultdict(list)
 
@@ -232,7 +236,7 @@ def compare_runs(
 ) -> Comparison:
     """The same for anything that makes pictures and shows its signs, such as an ONNX runtime.
 
-    `run_alone` makes the pictures to compare alone, where what shows its signs is not what is delivered.
+    `run_alone` makes the pictures of the part `alone`, if the network that shows its signs is not the one delivered.
     """
     found = Comparison()
     flips: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -245,7 +249,7 @@ def compare_runs(
         for path, calls in own.items():
             for index, signs in enumerate(calls):
                 name = _value_name(path, index)
-                if name in given:  # a layer whose result nobody reads is not in the graph
+                if name in given:  # the graph leaves out a layer whose result nobody reads
                     flips[name][0] += int((signs != given[name]).sum())
                     flips[name][1] += signs.size
     found.flips = {name: (flipped, total) for name, (flipped, total) in flips.items()}

@@ -1,7 +1,7 @@
-"""Runs a mixed network: torch for its float layers, the packed kernels for its binary ones. Used like `Engine`.
+"""Run a mixed network: torch computes its float layers, the packed kernels its binary ones.
 
-Binary layers give the same bits for any number of threads and any instruction set. Float layers are torch's own, whose
-last bits may depend on both and on the size of the picture.
+Binary layers give the same bits for any number of threads and any instruction set. Float layers are torch's own: their
+last bits may depend on both, and on the size of the picture.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.precision import FLOAT, check_precision
 
 _PROBE_SIZE = 48  # edge of the picture on which memory is measured
-_UNSEEN = 1.3  # what operators allocate and free inside, over the maps that can be seen
+_UNSEEN = 1.3  # memory that operators allocate and free inside, over the maps that can be seen
 
 
 class MixedEngine:
-    """A mixed network ready to run; used like `bam_plugin.engine.Engine`.
+    """A mixed network ready to run. Its use is that of `bam_plugin.engine.Engine`.
 
-    `isa` and `threads` are the choices in force. While it runs, torch's own number of threads is set to `threads`.
+    `isa` and `threads` are the choices in force. While it runs, torch uses `threads` threads, too.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class MixedEngine:
         precision: str = FLOAT,
         network: nn.Module | None = None,
     ):
-        """`network` is the packed network of the model where it exists already (it is changed to channels_last).
+        """`network` is the packed network of the model, if it exists already. It is changed to channels_last.
 
-        Raises EngineError for another precision than fp32, which no mixed network offers.
+        Raises EngineError for a precision other than fp32, because a mixed network offers no other.
         """
         if check_precision(precision) != FLOAT:
             raise EngineError(f"a mixed network offers no precision but {FLOAT}, found {precision!r}")
@@ -60,15 +60,15 @@ class MixedEngine:
         self.isa = choose_isa(isa)
         self.threads = choose_threads(threads)
         built = load_network(model) if network is None else network
-        # The kernels' own layout, so that maps go to them and back as they are.
+        # This is the layout of the kernels, so maps go to them and back as they are.
         self.network = built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sizes = sizes_of(model)
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """Upscale one image: float32 (H, W, C) -> float32 (H * scale, W * scale, C_out), not clipped.
 
-        Sizes that the network does not take are padded by repeating the last row and column. Raises EngineError when
-        the image is not float32, has no pixel or another number of channels.
+        If the network does not take a size, the last row and column are repeated as far as needed. Raises EngineError
+        if the image is not float32, has no pixel or has another number of channels.
         """
         check_image(image, self.model.num_in_ch)
         x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
@@ -95,7 +95,7 @@ class MixedEngine:
 
     @functools.cached_property
     def bytes_per_pixel(self) -> int:
-        """Memory that a picture takes, over its pixels: measured on a small one, so for one of many pixels."""
+        """Memory of a run over the pixels of its picture, measured on a small picture."""
         edge = self.sizes.fit(_PROBE_SIZE)
         watch = _LiveBytes()
         with self.settings(), watch:
@@ -104,7 +104,7 @@ class MixedEngine:
         return math.ceil(_UNSEEN * watch.peak / edge**2) + words
 
     def tile_memory(self) -> TileMemory:
-        """What a tile takes, estimated from above."""
+        """The memory of a tile, estimated from above."""
         result = RESULTS * 4 * self.model.num_out_ch * self.model.scale**2
         return TileMemory(per_pixel=self.bytes_per_pixel + result, per_column=0, fixed=PATCHES)
 
@@ -121,7 +121,7 @@ class MixedEngine:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators have made and nobody has freed; `peak` is their maximum."""
+    """Counts the bytes of all tensors that operators have made and nobody has freed. `peak` is their maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _LiveBytes(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run the operator and note what it made."""
+        """Run the operator and note its tensors."""
         result = func(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
         for tensor in tree_leaves(result):

@@ -1,4 +1,4 @@
-"""Mixed networks between torch and file: make the content of a packed file, and build the network that a file holds."""
+"""Mixed networks between torch and file: make the content of a packed file, and build the network of a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_mixed(
     """The content of a mixed file for `network`, and the packed network that computes with it.
 
     `metadata` must have `network_g`, the options that build the network. Reach and sizes are measured. Raises
-    ConversionError naming what cannot be packed.
+    ConversionError, which names the part that cannot be packed.
     """
     network = copy.deepcopy(network).cpu().float().eval()
     if not binary_convs(network):
@@ -66,7 +66,10 @@ def sizes_of(model: MixedModel) -> Sizes:
 
 
 def _is_stored(name: str) -> bool:
-    """Whether a file holds this entry of a state: all but the counters of BatchNorm, which only training reads."""
+    """Whether a file holds this entry of a state.
+
+    It holds all but the counters of BatchNorm, which only training reads.
+    """
     return not name.endswith("num_batches_tracked")
 
 
@@ -89,10 +92,11 @@ def _arrays(packed: nn.Module) -> dict[str, np.ndarray]:
 
 
 def load_network(model: MixedModel) -> nn.Module:
-    """Build the network of a mixed file and fill in the file's state: for evaluation, on the CPU, without gradients.
+    """Build the network of a mixed file with the state of the file, for evaluation, on the CPU, without gradients.
 
     The type that `network_g` names must be registered: import the package that does it first, if it is not BasicSR or
-    this one. Raises a PackedFormatError where file and network do not fit, MissingDependencyError without BasicSR.
+    this one. Raises a PackedFormatError if file and network do not fit together, MissingDependencyError without
+    BasicSR.
     """
     network = _build(model)
     convs = binary_convs(network)
@@ -115,9 +119,9 @@ def _build(model: MixedModel) -> nn.Module:
     try:
         with sealed(), torch.random.fork_rng(devices=[]):
             return build_network(section)
-    except MissingDependencyError:  # the file is right, the installation lacks what builds it
+    except MissingDependencyError:  # the file is right, but the installation lacks a part that builds it
         raise
-    except Exception as error:  # whatever a foreign network raises at options that do not suit it
+    except Exception as error:  # a foreign network may raise anything at options that do not suit it
         raise UnbuildableNetworkError(
             f"the network {section['type']!r} cannot be built from the file's options "
             f"({type(error).__name__}: {error}); if another package registers it, import that first (--import MODULE)"

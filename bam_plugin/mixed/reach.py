@@ -1,11 +1,12 @@
-"""What a torch network needs of the picture around a pixel, and which sizes it takes: measured, for any architecture.
+"""Measure how much of the picture a pixel of a torch network needs, and which sizes the network takes, for any
+architecture.
 
-Reach: one input pixel is made NaN, which every arithmetic operation hands on, so the NaNs of the output are the pixels
-that depend on it. Binary convolutions, whose signs would swallow it, run in a mode that hands it on; comparisons in the
-network's own code do swallow it, so a radius is tried out before it is believed. Narrow strips, one along each
-axis, are enough and cheap. A network whose NaNs fill the strip (pooling over the picture, attention over it) has no
-finite radius, and neither has one in which neighbouring pixels spread differently (windows, strides): a tile cut out of
-the picture would lie on another grid.
+Reach: one input pixel becomes NaN. Every arithmetic operation hands a NaN on, so the NaNs of the output are the pixels
+that depend on it. The signs of binary convolutions would swallow it, so they run in a mode that hands it on.
+Comparisons in the network's own code do swallow it, so a radius is tried out before it is believed. Narrow strips, one
+along each axis, are enough and cheap. A network has no finite radius if its NaNs fill the strip (pooling or attention
+over the picture). It has none either if neighbouring pixels spread differently (windows, strides), because a tile would
+lie on another grid.
 
 Sizes: heights and widths are tried out.
 """
@@ -23,7 +24,7 @@ from bam_plugin.nn.binary_conv import set_mode
 from bam_plugin.packed.errors import ConversionError
 
 STRIPS = (64, 256, 1024)
-"""Lengths of the strips; a network that fills the last one has no finite radius."""
+"""Lengths of the strips. A network that fills the last one has no finite radius."""
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 16, 32, 64)
 _LARGEST_LEAST = 64
@@ -33,7 +34,7 @@ _EDGES = (64, 96)  # between them they are multiples of all
 
 @dataclass(frozen=True)
 class Reach:
-    """`radius`: input pixels around a pixel that decide its output; None, and then `unbounded` says why."""
+    """`radius`: input pixels around a pixel that decide its output. If it is None, `unbounded` says why."""
 
     radius: int | None
     unbounded: str = ""
@@ -41,9 +42,9 @@ class Reach:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Heights and widths that a network takes: multiples of `multiple` from `least` on. `scale`: what it makes of them.
+    """Heights and widths that a network takes: multiples of `multiple` from `least` on.
 
-    `channels`: of the output.
+    `scale`: output height over input height. `channels`: channels of the output.
     """
 
     multiple: int
@@ -57,7 +58,10 @@ class Sizes:
 
 
 def run_fitted(network: nn.Module, x: Tensor, sizes: Sizes) -> Tensor:
-    """`network` on x (N, C, H, W) of any size: the last row and column are repeated as far as needed, and cut off."""
+    """Run `network` on x (N, C, H, W) of any size.
+
+    The last row and column are repeated as far as needed, and cut off.
+    """
     height, width = x.shape[2:]
     pads = (0, sizes.fit(width) - width, 0, sizes.fit(height) - height)
     if any(pads):
@@ -67,7 +71,10 @@ def run_fitted(network: nn.Module, x: Tensor, sizes: Sizes) -> Tensor:
 
 @torch.no_grad()
 def find_sizes(network: nn.Module, num_in_ch: int) -> Sizes:
-    """Try out which sizes `network` (in evaluation mode) takes; a ConversionError if none of the usual ones."""
+    """Try out which sizes `network` (in evaluation mode) takes.
+
+    Raises ConversionError if it takes none of the usual ones.
+    """
     edge, shape, fault = 0, None, ""
     for edge in _EDGES:
         shape, fault = _try(network, num_in_ch, edge, edge)
@@ -86,13 +93,13 @@ def find_sizes(network: nn.Module, num_in_ch: int) -> Sizes:
         made, _ = _try(network, num_in_ch, height, width)
         return made is not None and tuple(made[2:]) == (height * ratio, width * ratio)
 
-    # Odd quotients, so that a multiple of 2 m is not taken for one of m.
+    # The quotients are odd, so that a multiple of 2 m is not taken for one of m.
     multiple = next((m for m in MULTIPLES if works((32 // m | 1) * m, (40 // m | 1) * m)), None)
     if multiple is None:
         raise ConversionError(f"{type(network).__name__} takes no multiple of {MULTIPLES} as height and width")
     least = multiple
     while least <= _LARGEST_LEAST:
-        # From one that works on, none fails: a padding by reflection needs a size of its own only up to its length.
+        # If one size works, larger ones do, too: a padding by reflection only needs a least size.
         failed = [n for n in range(2 * least, least - 1, -multiple) if not works(n, n)]
         if not failed:
             return Sizes(multiple=multiple, least=least, scale=int(ratio), channels=shape[1])
@@ -101,7 +108,7 @@ def find_sizes(network: nn.Module, num_in_ch: int) -> Sizes:
 
 
 def _try(network: nn.Module, num_in_ch: int, height: int, width: int) -> tuple[torch.Size | None, str]:
-    """The shape of the output for an input of that size, or None and what the network raised."""
+    """The shape of the output for an input of that size, or None and the error of the network."""
     try:
         return network(torch.zeros(1, num_in_ch, height, width)).shape, ""
     except Exception as error:  # a foreign network may raise anything at a size that does not suit it
@@ -149,7 +156,7 @@ def _narrow(marks: list[bool]) -> bool:
 def find_reach(network: nn.Module, sizes: Sizes, num_in_ch: int) -> Reach:
     """Measure the receptive radius of `network`, which has `BinaryConv2d`s and takes `sizes`.
 
-    A network that does not run on strips has no known radius; ConversionError for one whose values are not finite.
+    A network that does not run on strips has no known radius. Raises ConversionError if its values are not finite.
     """
     try:
         return _measure(network, sizes, num_in_ch)
@@ -181,7 +188,7 @@ def _measure(network: nn.Module, sizes: Sizes, num_in_ch: int) -> Reach:
 
 
 def _suffices(network: nn.Module, sizes: Sizes, num_in_ch: int, radius: int) -> bool:
-    """Whether the end of a strip is computed alike without what lies beyond the radius, rounding apart."""
+    """Whether the end of a strip stays the same, up to rounding, without the pixels beyond the radius."""
     network = copy.deepcopy(network).float().eval()
     core, thickness = sizes.fit(_CORE), sizes.fit(1)
     part = sizes.fit(core + radius)
@@ -230,7 +237,7 @@ def _run_probe(twin: nn.Module, sizes: Sizes, num_in_ch: int, length: int, posit
         module.register_forward_hook(lambda module, args, output, name=name: note(module, args, output, name))
         for name, module in twin.named_modules()
     ]
-    with torch.backends.nnpack.flags(enabled=False):  # its transforms would spread a NaN over a block of pixels
+    with torch.backends.nnpack.flags(enabled=False):  # it transforms blocks of pixels, over which a NaN would spread
         try:
             result = twin(x)
         finally:
@@ -241,7 +248,7 @@ def _run_probe(twin: nn.Module, sizes: Sizes, num_in_ch: int, length: int, posit
 
 
 def _reason(network: nn.Module, pair: list[_Probe]) -> str:
-    """Why there is no finite radius: the module behind which NaNs fill the strip, or spread unlike for two pixels."""
+    """The reason for no finite radius: the module behind which NaNs fill the strip or spread differently for two pixels."""
     first, second = pair
     everywhere = not all(_local(probe.result) for probe in pair)
     uneven = _uneven(first, first.result, second, second.result)

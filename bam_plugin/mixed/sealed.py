@@ -1,8 +1,8 @@
-"""Building a network that a file of a stranger asks for: it may open no file, connect to nothing and start no process.
+"""Build the network of a stranger's file: it may open no file, connect to nothing and start no process.
 
 A mixed file names a registered network and its options. Some networks open what an option names, or download weights
-in their constructors, and to read an old checkpoint is to run code. So options that name files are refused, and while a
-constructor runs, Python's audit events of this thread tell what it tries. The import of modules stays allowed.
+in their constructors, and to read an old checkpoint can run code. So options that name files are refused, and while a
+constructor runs, Python's audit events of this thread show what it tries. The import of modules stays allowed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _installed = threading.Lock()
 
 
 class SealedError(UnbuildableNetworkError, PermissionError):
-    """A network that a file names tries what a file may not ask for."""
+    """The network of a file tries something that a file may not ask for."""
 
 
 def refuse_files(options: Any, name: str = "network_g") -> None:
@@ -43,7 +43,7 @@ def refuse_files(options: Any, name: str = "network_g") -> None:
 
 @contextlib.contextmanager
 def sealed() -> Iterator[None]:
-    """Inside the block, what this thread opens, connects to or starts raises SealedError."""
+    """Inside the block this thread raises SealedError if it opens a file, connects or starts a process."""
     _install()
     before, _thread.sealed = getattr(_thread, "sealed", False), True
     try:
@@ -53,7 +53,7 @@ def sealed() -> Iterator[None]:
 
 
 def _install() -> None:
-    """Add the audit hook once; Python keeps it for the life of the process. It costs a look at a flag."""
+    """Add the audit hook once. Python keeps it for the life of the process, and it costs a look at a flag."""
     if _installed.acquire(blocking=False):
         sys.addaudithook(_audit)
 

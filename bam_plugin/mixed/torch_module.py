@@ -1,7 +1,7 @@
-"""Packed networks inside torch: every binary convolution holds its bits, everything else stays the torch module it was.
+"""Packed networks inside torch: every binary convolution holds its bits, and everything else stays a torch module.
 
-`pack_network` makes such a network of any network with `BinaryConv2d`s; it computes what the network computes in
-evaluation, runs under torch.export and torch.compile, and its `state_dict` is what a mixed packed file holds.
+`pack_network` makes such a network of any network with `BinaryConv2d`s. It computes the same as that network in
+evaluation and runs under torch.export and torch.compile. A mixed packed file holds its `state_dict`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from bam_plugin.packed.mixed_format import PackedLayer
 class PackedConv2d(nn.Module):
     """A binary convolution (N, C, H, W) -> (N, O, H', W') in evaluation, from packed bits; without gradient.
 
-    Computes what `BinaryConv2d` computes in evaluation, float32 inside (other types are converted and back).
+    It computes the same as `BinaryConv2d` in evaluation, in float32. Other types are converted to float32 and back.
 
     Args:
         layer: name (for messages) and geometry.
         filters: O.
         weight_bases, activation_bases: M and N.
-        norm: what an activation binarizer with a magnitude takes it of, see magnitude_norm; else None.
+        norm: the module before the magnitude of an activation binarizer, see magnitude_norm; else None.
 
     Buffers: `weight` (uint8, the bits), `scale`, `threshold` and `flip` as in `mixed_format.PackedLayer`. `weight` has
-    the name of the latent weight in `BinaryConv2d`, which later members of an accumulation group are handed: here they
-    ignore it, their accumulated signs are packed.
+    the name of the latent weight in `BinaryConv2d`. Later members of an accumulation group get it as their argument and
+    ignore it, because their accumulated signs are packed.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PackedConv2d(nn.Module):
         )
         cut = layer.kernel // 2 - layer.padding
         if cut or layer.stride > 1:
-            # The kernels keep the size: an output of another geometry is a part of theirs.
+            # The kernels keep the size. An output of another geometry is a part of their output.
             out = out[:, :, cut : out.shape[2] - cut : layer.stride, cut : out.shape[3] - cut : layer.stride]
         if self.norm is not None:
             magnitude = self.norm(values).abs().mean(dim=1, keepdim=True)
@@ -92,7 +92,7 @@ class PackedConv2d(nn.Module):
         return total
 
     def signs(self, x: Tensor) -> list[Tensor]:
-        """The binarized activations of x, see `torch_op.sign_maps`; none where activations stay float."""
+        """The binarized activations of x, see `torch_op.sign_maps`; none if activations stay float."""
         return [] if self.layer.alphabet is None else torch_op.sign_maps(x.float(), self.threshold, self.flip)
 
     def extra_repr(self) -> str:
@@ -104,8 +104,8 @@ class PackedConv2d(nn.Module):
 def pack_network(network: nn.Module, example: Tensor) -> nn.Module:
     """A copy of `network` in evaluation mode whose binary convolutions hold packed words only.
 
-    `example` (N, C, H, W) is an input that it runs on: the filters that accumulate earlier ones are worked out in a
-    forward. Raises ConversionError naming the convolution that cannot be packed.
+    `example` (N, C, H, W) is an input of the network. A forward shows which filters accumulate earlier ones. Raises
+    ConversionError, which names the convolution that cannot be packed.
     """
     twin = copy.deepcopy(network).float().eval()
     previous = _previous_filters(twin, example)
@@ -120,7 +120,7 @@ def packed_layers(network: nn.Module) -> list[tuple[str, PackedConv2d]]:
 
 
 def swap_layers(network: nn.Module, layers: dict[str, PackedConv2d]) -> None:
-    """Put each of `layers` at its path, and wherever else the convolution there is used, in place."""
+    """Put each of `layers` at its path, and at all other places that use the same convolution, in place."""
     if "" in layers:
         raise ConversionError("the network is one binary convolution itself: wrap it in nn.Sequential")
     new = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
@@ -131,14 +131,14 @@ def swap_layers(network: nn.Module, layers: dict[str, PackedConv2d]) -> None:
 
 
 def magnitude_norm(activation: ActivationBinarizer) -> nn.Module | None:
-    """A copy of what stands between a map and the value whose magnitude `activation` has; None where it has none."""
+    """A copy of the module between a map and the value whose magnitude `activation` takes; None if it takes none."""
     if not activation.has_magnitude:
         return None
     return nn.Identity() if activation.norm is None else copy.deepcopy(activation.norm)
 
 
 def pack_layer(name: str, conv: BinaryConv2d, previous: Sequence[Tensor]) -> PackedConv2d:
-    """The packed form of one binary convolution; `previous` are the latents of the earlier ones of its group."""
+    """The packed form of one binary convolution; `previous` are the latent weights of the earlier ones of its group."""
     activation = conv.binarize_activation
     layer = PackedLayer(
         name=name,
@@ -173,7 +173,7 @@ def pack_layer(name: str, conv: BinaryConv2d, previous: Sequence[Tensor]) -> Pac
 
 
 def _previous_filters(network: nn.Module, example: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """Path of a binary convolution -> the latents that its calls in a forward are handed."""
+    """Path of a binary convolution -> the earlier latent weights that its calls in a forward get."""
     found: dict[str, tuple[Tensor, ...]] = {}
     handles = []
     for name, conv in binary_convs(network).items():

@@ -2,7 +2,7 @@
 
 On the CPU it calls the kernels of the engine (`layer_kernel.py`); on other devices it unpacks the bits and calls
 conv2d, which gives the same integers. It has a fake kernel, so torch.export and torch.compile take it as one node. It
-is for inference: there is no gradient.
+has no gradient.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def packed_conv2d(
 ) -> Tensor:
     """Binarize x (N, C, H, W) float32 and convolve it with packed filters, stride 1, size kept: (N, O, H, W).
 
-    The result is channels_last where x is, contiguous else. The sum over activation bases n and weight bases m (m
-    first) of fl(scale[n, m] * dot product), exact whatever computes it. The other tensors: `mixed_format.PackedLayer`.
+    The result is the sum over activation bases n and weight bases m (m first) of fl(scale[n, m] * dot product), equal
+    on every device. It is channels_last if x is, else contiguous. `mixed_format.PackedLayer` describes the other
+    tensors.
     """
     return simulated_conv2d(x, weight, scale, threshold, flip, kernel, alphabet)
 
@@ -105,14 +106,14 @@ def _run_kernels(
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """The memory format of x; contiguous where x is both."""
+    """The memory format of x; contiguous if x is both."""
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A layer's kernel and the tensors that it was made from, as they were then."""
+    """The kernel of a layer, and the state of the tensors that it was made from."""
 
     layer: LayerKernel
     others: tuple[weakref.ref, ...]
@@ -127,9 +128,9 @@ def _is_alive(reference: weakref.ref, tensor: Tensor) -> bool:
 
 
 def _layer(tensors: tuple[Tensor, ...], kernel: int, alphabet: str) -> LayerKernel:
-    """The kernel of a layer; made once for the same unchanged tensors, and freed with its weight."""
+    """The kernel of a layer. It is made once for the same unchanged tensors, and freed with its weight."""
     isa = _isa.get()
-    # Tensors made in inference mode do not count their changes, so nothing tells whether they are the same.
+    # Tensors made in inference mode do not count their changes, so nothing shows whether they changed.
     counted = not any(tensor.is_inference() for tensor in tensors)
     key = (isa, kernel, alphabet, *(tensor._version for tensor in tensors)) if counted else ()
     found = _prepared.get(tensors[0]) if counted else None
