@@ -248,7 +248,7 @@ def _run_probe(twin: nn.Module, sizes: Sizes, num_in_ch: int, length: int, posit
 
 
 def _reason(network: nn.Module, pair: list[_Probe]) -> str:
-    """The reason for no finite radius: the module behind which NaNs fill the strip or spread differently for two pixels."""
+    """The reason for no finite radius: the module behind which NaNs fill the strip or spread unevenly."""
     first, second = pair
     everywhere = not all(_local(probe.result) for probe in pair)
     uneven = _uneven(first, first.result, second, second.result)
