@@ -23,7 +23,7 @@ EDIT = re.compile(
     re.DOTALL,
 )
 # A new operation touches the record, the kernel, the lowering and the twins; a network and a binarizer are one file.
-MOST_FILES = {"binarizer": 1, "packed operation": 6, "architecture": 1}
+MOST_FILES = {"binarizer": 1, "packed operation": 6, "architecture": 1, "picture format": 1}
 
 
 @dataclass(frozen=True)
@@ -182,4 +182,26 @@ assert not list(check_network(section, ("network_g",)))
 assert "num_layers" in str(list(check_network({**section, "num_layer": 3}, ("network_g",))))
 conversion = convert_network(build_network(section))
 assert sum(row.note == "packed" for row in conversion.rows) == 4 and conversion.comparison.flipped == 0
+"""
+
+
+def test_a_picture_format(tmp_path: Path) -> None:
+    follow("picture format", tmp_path)
+    run_tests(tmp_path, "tests/pictures/test_reading.py", "tests/pictures/test_writing.py", "-k", "qoi or automatic")
+    assert "qoi" in run(tmp_path, "-m", "bam_plugin", "upscale", "--help")
+    run(tmp_path, "-c", PICTURE_FORMAT)
+
+
+PICTURE_FORMAT = """
+import numpy as np
+from PIL import Image
+from bam_plugin.data.images import list_images, read_image
+from bam_plugin.upscale import upscale_files
+
+pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+Image.fromarray(pixels).save("small.qoi")
+(result,) = upscale_files("small.qoi", "large")
+assert result.error is None and result.destination.name == "small.qoi" and result.size == (48, 36)
+assert [path.name for path in list_images("large")] == ["small.qoi"]
+assert (read_image("small.qoi") == pixels[:, :, ::-1]).all()
 """
