@@ -1,6 +1,7 @@
 """Which network a time should buy: variants around PlainBSR at one small, equal budget, for docs/lab/networks.md.
 
-    python benchmarks/network_trials.py [VARIANT ...] --data DIR [--seed N] [--iterations N] [--results FILE] [--time]
+    python benchmarks/network_trials.py [VARIANT ...] --data DIR [--seed N] [--iterations N] [--results FILE]
+    python benchmarks/network_trials.py [VARIANT ...] --time [--precision int8]
 
 `--data` is a folder with T91, BSDS400, CC0_photos, CID22_photos, CLIC_half (trained on) and DIV2K_valid_crop256
 (measured: Y-PSNR of the 8-bit result, cropped by 4). Every variant: x4, batch 8, LR patch 32, L1, Adam at 1e-3 behind
@@ -32,32 +33,12 @@ from tqdm import tqdm
 
 from bam_plugin.data.image_sets import find_image_sets
 from bam_plugin.models.training_stages import StagedTraining
-from bam_plugin.nn import BinaryConv2d, BinaryLayer, RPReLU
-from bam_plugin.nn.weights import WeightBinarizer, mean_magnitude
+from bam_plugin.nn import BinaryLayer, RPReLU
+from bam_plugin.packed.precision import FLOAT, PRECISIONS
 from bam_plugin.toolbox.networks import build_network
 
 BATCH, PATCH, WARM_UP, RATE, AVERAGE = 8, 32, 100, 1e-3, 0.999
 TRAINING_SETS = ("T91", "BSDS400/train", "BSDS400/test", "CC0_photos", "CID22_photos", "CLIC_half")
-
-
-class TwoPlaneWeight(WeightBinarizer):
-    """W^B = s Sign(W) + t Sign(R) with s = E|W|, R = W - s Sign(W), t = E|R|, per filter; dL/dW = g (second order)."""
-
-    bases = 2
-
-    def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
-        """Two pairs, see WeightBinarizer."""
-        pairs, rest = [], latent.detach()
-        for _ in range(2):
-            scale = mean_magnitude(rest)
-            signs = torch.where(rest >= 0, 1.0, -1.0)
-            pairs.append((signs, scale))
-            rest = rest - signs * scale.view(-1, 1, 1, 1)
-        return pairs
-
-    def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The latent itself."""
-        return latent
 
 
 class Rescaled(nn.Module):
@@ -147,12 +128,6 @@ def rectify(make: Callable[[int], nn.Module], *, first: bool) -> Callable[[nn.Mo
     return change
 
 
-def two_weight_planes(network: nn.Module) -> None:
-    """A second plane of weights in each binary convolution."""
-    for conv in [module for module in network.modules() if isinstance(module, BinaryConv2d)]:
-        conv.binarize_weight = TwoPlaneWeight()
-
-
 def branch_stem(network: nn.Module) -> None:
     """Branches in the thin 3x3 convolutions, which become one convolution after the training."""
     for index, conv in enumerate(list(network.stem)):  # type: ignore[arg-type]
@@ -194,13 +169,15 @@ VARIANTS: dict[str, Variant] = {
     # What the binary body gives, and how its depth and its width trade.
     "no_body": plain(num_group=0),
     "plain_4": plain(num_group=4),
+    "plain_6": plain(num_group=6),
     "plain_8": plain(num_group=8),
     "plain_12": plain(),
     "plain_16": plain(num_group=16),
     "plain_24": plain(num_group=24),
     "plain_6_two_planes": plain(num_group=6, num_planes=2),
     "plain_4_three_planes": plain(num_group=4, num_planes=3),
-    "plain_6_two_weight_planes": plain(two_weight_planes, num_group=6),
+    "plain_6_two_weight_planes": plain(num_group=6, weight_binarizer="sketch"),
+    "plain_12_two_weight_planes": plain(weight_binarizer="sketch"),
     "plain_6_of_96": plain(num_group=6, num_feat=96),
     "plain_3_of_128": plain(num_group=3, num_feat=128),
     # Full-precision operations between the binary layers.
@@ -213,6 +190,7 @@ VARIANTS: dict[str, Variant] = {
     # The thin path, head and tail.
     "3x3_head": plain(head_kernel=3),
     "3x3_tail": plain(tail_kernel=3),
+    "3x3_head_and_tail": plain(head_kernel=3, tail_kernel=3),
     "stem_1": plain(num_stem=1),
     "stem_2": plain(num_stem=2),
     "stem_5": plain(num_stem=5),
@@ -282,13 +260,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="JSON lines, one a result")
     parser.add_argument("--time", action="store_true", help="measure the engine, train nothing")
+    parser.add_argument("--precision", choices=PRECISIONS, default=FLOAT, help="with --time: of the float layers")
     args = parser.parse_args()
     if unknown := set(args.variants) - set(VARIANTS):
         parser.error(f"unknown variants {sorted(unknown)}; there are: {', '.join(VARIANTS)}")
     torch.set_num_threads(1)
     names = args.variants or list(VARIANTS)
     if args.time:
-        for name, value in network_milliseconds({name: build(VARIANTS[name]) for name in names}).items():
+        networks = {name: build(VARIANTS[name]) for name in names}
+        for name, value in network_milliseconds(networks, precision=args.precision).items():
             print(f"{name}: {value:.1f} ms")
         return
     root: Path = args.data or parser.error("--data is needed to train")

@@ -260,3 +260,35 @@ class ABCWeight(WeightBinarizer, name="abc"):
     def extra_repr(self) -> str:
         """The options that `print` shows."""
         return f"bases={self.bases}, granularity={self.granularity}"
+
+
+class SketchWeight(WeightBinarizer, name="sketch"):
+    """W^B = s_1 B_1 + ... + s_M B_M, B_m = Sign(R_m), s_m = E|R_m|   (Guo et al., Network Sketching, CVPR 2017).
+
+    R_1 = W and R_(m+1) = R_m - s_m B_m: each base binarizes per output filter what the bases before it leave, so that a
+    filter has 2^M values. Gradient: dL/dW = g. Tie: Sign(0) = +1. Scale per output filter.
+    """
+
+    def __init__(self, *, bases: int = 2) -> None:
+        super().__init__()
+        if bases < 1:
+            raise ValueError(f"bases must be at least 1, found {bases}")
+        self.bases = bases
+
+    def decompose(self, latent: Tensor, previous: Sequence[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
+        """One pair per base, see WeightBinarizer."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        rest = latent.detach()
+        for _ in range(self.bases):
+            signs, scale = sign(rest), mean_magnitude(rest)
+            pairs.append((signs, scale))
+            rest = rest - signs * scale.view(-1, 1, 1, 1)
+        return pairs
+
+    def carrier(self, latent: Tensor, previous: Sequence[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The latent itself."""
+        return latent
+
+    def extra_repr(self) -> str:
+        """The options that `print` shows."""
+        return f"bases={self.bases}"

@@ -14,6 +14,9 @@ LATENT = torch.tensor([[0.0, -2.0, 0.5, 0.3], [1.5, -0.2, -0.0, -0.9], [0.1, 0.2
 PER_FILTER = LATENT.abs().mean(dim=(1, 2, 3), keepdim=True)
 INSIDE = (LATENT.abs() <= 1).float()
 
+REST = LATENT - sign(LATENT) * PER_FILTER
+SKETCH = sign(LATENT) * PER_FILTER + sign(REST) * REST.abs().mean(dim=(1, 2, 3), keepdim=True)
+
 # name: (value, dL/dW / g); bam with an empty group, abc in its own tests.
 WEIGHT_FORMULAS = {
     "bam": (sign(LATENT - LATENT.mean((1, 2, 3), keepdim=True)) * PER_FILTER, torch.ones_like(LATENT)),
@@ -22,6 +25,7 @@ WEIGHT_FORMULAS = {
     "xnor": (sign(LATENT) * PER_FILTER, 1 / 4 + PER_FILTER * INSIDE),
     "bireal": (sign(LATENT) * PER_FILTER, PER_FILTER * INSIDE),
     "react": (sign(LATENT) * PER_FILTER, INSIDE),
+    "sketch": (SKETCH, torch.ones_like(LATENT)),
 }
 
 
@@ -68,6 +72,12 @@ def test_abc_weights_are_the_least_squares_fit_of_shifted_signs(bases, granulari
         expected = torch.linalg.lstsq(matrix, latent[problem].reshape(-1, 1)).solution[:, 0]
         scales = torch.stack([scale[problem] for _, scale in pairs], dim=1)
         torch.testing.assert_close(scales, expected.expand_as(scales), rtol=1e-4, atol=1e-5)
+
+
+def test_each_base_of_a_sketch_comes_closer_to_the_weight():
+    latent = torch.randn(4, 3, 3, 3)
+    errors = [(latent - WEIGHT_BINARIZERS["sketch"](bases=bases)(latent)).square().sum() for bases in (1, 2, 3, 6)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.1 * errors[0]
 
 
 def test_abc_with_one_base_is_the_mean_magnitude_around_the_mean():
@@ -217,6 +227,7 @@ def test_bad_options_are_refused():
     for table, name, options in [
         (WEIGHT_BINARIZERS, "abc", {"bases": 0}),
         (WEIGHT_BINARIZERS, "abc", {"granularity": "pixel"}),
+        (WEIGHT_BINARIZERS, "sketch", {"bases": 0}),
         (ACTIVATION_BINARIZERS, "abc", {"bases": 0, "num_feat": 1}),
         (ACTIVATION_BINARIZERS, "rsign", {"estimator": "x", "num_feat": 1}),
     ]:
