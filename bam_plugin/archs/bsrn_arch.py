@@ -79,7 +79,7 @@ class BSRNOptions(ConvOptions, NetworkOptions):
     short_range: bool = True
     """Accumulate the filters of the two 1x1 convolutions."""
     global_skip: str | None = "bilinear"
-    """`bilinear` or `bicubic` (the input, enlarged by torch's interpolation, is added to the output) or None (the
+    """`bilinear` or `bicubic` (the input, enlarged, is added to the output) or None (the
     figure)."""
 
 

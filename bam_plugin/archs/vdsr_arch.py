@@ -1,15 +1,14 @@
 """VDSR (Kim et al., CVPR 2016), in full precision or with any binarizer in its body.
 
-The input is enlarged by bicubic interpolation inside the network; 20 layers of 3x3 convolutions predict what is added
-to it. The first and the last convolution are full precision; the 18 between them are the body. A binary body has no
-rectifiers (a sign needs none), and the shift of its normalization takes the place of the bias.
+MATLAB's bicubic interpolation enlarges the input inside the network; 20 layers of 3x3 convolutions predict what is
+added to it. The first and the last convolution are full precision; the 18 between them are the body. A binary body has
+no rectifiers (a sign needs none), and the shift of its normalization takes the place of the bias.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from bam_plugin.archs.options import NetworkOptions, takes
 from bam_plugin.nn.layers import body_conv, rectifier
 from bam_plugin.nn.methods import methods_of_parts
 from bam_plugin.nn.options import ChainOptions
+from bam_plugin.nn.upsampling import enlarge
 
 PARTS = ("head", "tail")
 
@@ -76,5 +76,5 @@ class VDSR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve a batch."""
-        enlarged = F.interpolate(x, scale_factor=self.upscale, mode="bicubic", align_corners=False)
+        enlarged = enlarge(x, mode="bicubic", factor=self.upscale)
         return enlarged + self.tail(self.body(self.head(enlarged)))

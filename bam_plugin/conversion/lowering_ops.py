@@ -20,6 +20,7 @@ from bam_plugin.conversion.lowering_emitter import Emitter, Magnitude, Value
 from bam_plugin.mixed.activation_steps import activation_steps, finite_array, norm_affine
 from bam_plugin.nn.activations import ActivationBinarizer, window_filter
 from bam_plugin.nn.binary_conv import BinaryConv2d
+from bam_plugin.nn.upsampling import MATLAB, bicubic
 from bam_plugin.packed.bits import pack_filters
 from bam_plugin.packed.errors import ConversionError
 
@@ -139,6 +140,10 @@ def _interpolate(
     return emit.add("resize", x, attrs={"factor": int(factor), "mode": mode})
 
 
+def _bicubic(emit: Emitter, x: Value, factor: int, coefficient: float = MATLAB) -> Value:
+    return emit.add("resize", x, attrs={"factor": factor, "mode": "bicubic", "coefficient": coefficient})
+
+
 def _plus(emit: Emitter, left: Any, right: Any, *, alpha: Any = 1) -> Value:
     right = _times(emit, right, alpha) if isinstance(right, Value) else right * alpha
     if isinstance(left, Value) and isinstance(right, Value):
@@ -229,6 +234,7 @@ FUNCTIONS: dict[Any, Handler] = {
     F.leaky_relu: _leaky_relu,
     F.pixel_shuffle: _pixel_shuffle,
     F.interpolate: _interpolate,
+    bicubic: _bicubic,
     torch.clamp: lambda emit, x, min=-math.inf, max=math.inf: _clamp(emit, x, min, max),
 }
 METHODS: dict[Any, Handler] = {

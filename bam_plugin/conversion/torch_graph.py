@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bam_plugin.conversion.twins import TWINS, sign_values
+from bam_plugin.nn.upsampling import bicubic
 from bam_plugin.packed.errors import ConversionError
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import Node
@@ -27,7 +28,7 @@ class Translation:
     operands are bfloat16 and everything between them is float32.
     """
 
-    torch, F = torch, F
+    torch, F, bicubic = torch, F, staticmethod(bicubic)
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ import numpy as np
 from bam_plugin.packed.bits import unpack_filters
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.graph import Node
+from bam_plugin.packed.ops.sizes import CUBIC
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -140,11 +141,16 @@ def _onnx_resize(e: Export, node: Node, arrays: Arrays, name: str) -> None:
     if mode == "nearest":
         how |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     else:
-        how |= {"coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75}
+        how |= {
+            "coordinate_transformation_mode": "half_pixel",
+            "cubic_coeff_a": float(node.attrs.get("coefficient", CUBIC)),
+        }
     e.add("Resize", [node.inputs[0], "", scales], name, **how)
 
 
 def _torch_resize(t: Any, node: Node, arrays: Arrays, x: Any) -> Any:
+    if "coefficient" in node.attrs:
+        return t.call(t.bicubic, x, int(node.attrs["factor"]), float(node.attrs["coefficient"]))
     how = {"mode": node.attrs["mode"]} | ({} if node.attrs["mode"] == "nearest" else {"align_corners": False})
     return t.call(t.F.interpolate, x, scale_factor=float(node.attrs["factor"]), **how)
 

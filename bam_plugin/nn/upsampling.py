@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bam_plugin.nn.layers import BinaryLayer, body_conv
 from bam_plugin.nn.methods import Method
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect")
 SKIPS = ("bilinear", "bicubic")
+MATLAB = -0.5  # the coefficient of its bicubic kernel
 
 
 def check_global_skip(mode: str | None, *, num_in_ch: int, num_out_ch: int) -> None:
@@ -25,11 +29,50 @@ def check_global_skip(mode: str | None, *, num_in_ch: int, num_out_ch: int) -> N
         )
 
 
+@fx.wrap  # one operation of a packed graph
+def bicubic(x: Tensor, factor: int, coefficient: float = MATLAB) -> Tensor:
+    """Enlarge x (N, C, H, W) by bicubic interpolation: along x first, then along y.
+
+    `coefficient` is the a of Keys' kernel ("Cubic convolution interpolation", 1981): -0.5 in MATLAB's imresize, whose
+    PSNR the papers state; torch's own interpolation has -0.75. Pixels beyond the border are those at the border.
+    """
+    return _enlarge(_enlarge(x, 3, factor, coefficient), 2, factor, coefficient)
+
+
+def _enlarge(x: Tensor, axis: int, factor: int, coefficient: float) -> Tensor:
+    """Enlarge along one axis. The terms are added from the lowest input index to the highest."""
+    size, phases = x.shape[axis], []
+    padded = F.pad(x, (2, 2, 0, 0) if axis == 3 else (0, 0, 2, 2), mode="replicate")
+    for phase in range(factor):
+        position = (phase + 0.5) / factor - 0.5
+        base = math.floor(position)
+        terms = [
+            padded.narrow(axis, base + offset + 2, size) * _keys(abs(base + offset - position), coefficient)
+            for offset in (-1, 0, 1, 2)
+        ]
+        phases.append(terms[0] + terms[1] + terms[2] + terms[3])
+    return torch.stack(phases, dim=axis + 1).flatten(axis, axis + 1)
+
+
+def _keys(distance: float, a: float) -> float:
+    """Keys' kernel at a distance in pixels, rounded to float32."""
+    if distance <= 1:
+        weight = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    else:
+        weight = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return float(np.float32(weight))
+
+
+def enlarge(x: Tensor, *, mode: str, factor: int) -> Tensor:
+    """X (N, C, H, W) -> (N, C, H * factor, W * factor) by `bilinear` or MATLAB's `bicubic` interpolation."""
+    if mode == "bicubic":
+        return bicubic(x, factor)
+    return F.interpolate(x, scale_factor=factor, mode=mode, align_corners=False)
+
+
 def global_skip(out: Tensor, x: Tensor, *, mode: str | None, upscale: int) -> Tensor:
-    """The sum of `out` (N, C, H * upscale, W * upscale) and `x` (N, C, H, W) enlarged by torch's interpolation."""
-    if mode is None:
-        return out
-    return out + F.interpolate(x, scale_factor=upscale, mode=mode, align_corners=False)
+    """The sum of `out` (N, C, H * upscale, W * upscale) and the enlarged `x` (N, C, H, W)."""
+    return out if mode is None else out + enlarge(x, mode=mode, factor=upscale)
 
 
 class BinaryUpsampling(nn.Module):

@@ -126,6 +126,9 @@ OPS = {
     "nearest": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 2, "mode": "nearest"}),
     "bilinear": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 3, "mode": "bilinear"}),
     "bicubic": lambda b, g, x: b.add("resize", "op", x, attrs={"factor": 4, "mode": "bicubic"}),
+    "matlab's bicubic": lambda b, g, x: b.add(
+        "resize", "op", x, attrs={"factor": 3, "mode": "bicubic", "coefficient": -0.5}
+    ),
     "cat": lambda b, g, x: b.add("cat", "op", x, b.add("relu", "other", x)),
     "cat and convolution": lambda b, g, x: float_layer(b, g, b.add("cat", "both", x, small(b, g, x)), "conv", out=20),
     "cat and colours": lambda b, g, x: float_layer(b, g, b.add("cat", "both", small(b, g, x), x), "conv", out=3),

@@ -132,10 +132,13 @@ def every_operation() -> PackedModel:
     value = residual_block(builder, generator, value, "residual")
     value = builder.add("clamp", "clamp", value, attrs={"low": -1.5, "high": 1.25})
     parts = []
-    for mode in ("nearest", "bilinear", "bicubic"):
-        grown = builder.add("resize", mode, value, attrs={"factor": 2, "mode": mode})
+    for mode in ("nearest", "bilinear", "bicubic", "matlab"):
+        attrs = {"mode": mode} if mode != "matlab" else {"mode": "bicubic", "coefficient": -0.5}
+        grown = builder.add("resize", mode, value, attrs={"factor": 2, **attrs})
         parts.append(float_layer(builder, generator, grown, f"{mode}.conv", out=12, kernel=1))
-    total = builder.add("add", "sum2", builder.add("add", "sum1", parts[0], parts[1]), parts[2])
+    total = parts[0]
+    for part in parts[1:]:
+        total = builder.add("add", "sum", total, part)
     total = builder.add("relu", "relu", total)
     output = builder.add("pixel_shuffle", "shuffle", total, attrs={"factor": 2})
     return PackedModel(graph=builder.finish(output), tensors=builder.tensors)

@@ -276,6 +276,20 @@ def test_the_version_is_the_first_one_that_has_all_operations():
 @pytest.mark.parametrize(
     ("attrs", "words"),
     [
+        ({"mode": "bicubic", "coefficient": -0.75}, "left out"),
+        ({"mode": "bicubic", "coefficient": 0.5}, "from -2 to 0"),
+        ({"mode": "bilinear", "coefficient": -0.5}, "not one of bicubic"),
+    ],
+)
+def test_coefficients_that_cannot_be_are_refused(attrs, words):
+    builder = GraphBuilder(num_in_ch=3)
+    with pytest.raises(errors.InvalidGraphError, match=words):
+        builder.add("resize", "grown", builder.input, attrs={"factor": 2, **attrs})
+
+
+@pytest.mark.parametrize(
+    ("attrs", "words"),
+    [
         ({"groups": 1}, "from 2 to 6"),
         ({"groups": 4}, "divide 6 channels"),
         ({"stride": 17}, "from 2 to 16"),

@@ -13,9 +13,11 @@ from torch import nn
 
 from bam_plugin.engine import Engine, blas, engine
 from bam_plugin.nn.activations import batch_norm_affine
+from bam_plugin.nn.upsampling import bicubic
 from bam_plugin.packed import EngineError, bits
 from bam_plugin.packed.ops import convolution, pointwise, sizes
 from bam_plugin.packed.thresholds import step_thresholds
+from bam_plugin.pictures.imresize import imresize
 
 
 def to_torch(value: np.ndarray) -> torch.Tensor:
@@ -137,6 +139,25 @@ def test_resize(mode, factor, size):
     options = {} if mode == "nearest" else {"align_corners": False}
     expected = from_torch(F.interpolate(to_torch(value), scale_factor=factor, mode=mode, **options))
     np.testing.assert_allclose(sizes.resize(value, factor=factor, mode=mode), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("coefficient", [-0.5, -0.75])
+def test_bicubic_of_the_networks_is_that_of_the_file(factor, coefficient):
+    value = random_floats(np.random.default_rng(3), 7, 5, 3)
+    found = from_torch(bicubic(to_torch(value), factor, coefficient))
+    assert np.array_equal(sizes.resize(value, factor=factor, mode="bicubic", coefficient=coefficient), found)
+    theirs = from_torch(F.interpolate(to_torch(value), scale_factor=factor, mode="bicubic", align_corners=False))
+    assert np.allclose(found, theirs, atol=2e-6) == (coefficient == -0.75 or factor == 1)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_bicubic_is_matlabs(factor):
+    """Away from the border, which MATLAB mirrors, equal to the interpolation that makes and measures data."""
+    value = np.random.default_rng(3).random((12, 13, 3))
+    expected = imresize(value, scale=factor)[2 * factor : -2 * factor, 2 * factor : -2 * factor]
+    found = from_torch(bicubic(to_torch(value.astype(np.float32)), factor))
+    np.testing.assert_allclose(found[2 * factor : -2 * factor, 2 * factor : -2 * factor], expected, atol=2e-6)
 
 
 def test_resize_of_a_part_equals_the_part():

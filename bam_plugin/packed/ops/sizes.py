@@ -9,7 +9,7 @@ import numpy as np
 from bam_plugin.packed.graph import Node, ValueType
 from bam_plugin.packed.ops.operation import MAX_UP, Arrays, Call, Operation, Tile, whole
 
-_CUBIC = -0.75  # the bicubic coefficient of PyTorch and OpenCV
+CUBIC = -0.75  # the bicubic coefficient of PyTorch and OpenCV, for files that state none
 _REACH = {"nearest": 0, "bilinear": 1, "bicubic": 2}  # pixels of the operand around a pixel of the result
 
 
@@ -30,16 +30,21 @@ def pixel_shuffle(value: np.ndarray, *, factor: int) -> np.ndarray:
 
 
 def check_resize(call: Call) -> ValueType:
-    """resize: factor, mode."""
+    """resize: factor, mode; coefficient of a bicubic mode, where it is not that of PyTorch."""
     (value,) = call.operands("float")
     factor = call.integer("factor", 1, MAX_UP)
-    reach = _REACH[call.choice("mode", tuple(_REACH))]
+    mode = call.choice("mode", tuple(_REACH))
+    reach = _REACH[mode]
+    if "coefficient" in call.node.attrs and (mode != "bicubic" or not -2 <= call.number("coefficient") < 0):
+        raise call.fault("has a coefficient that is not one of bicubic interpolation, from -2 to 0")
+    if call.node.attrs.get("coefficient") == CUBIC:
+        raise call.fault(f"states the coefficient {CUBIC}, which is left out")
     if value.up * factor > MAX_UP:
         raise call.fault(f"magnifies by more than {MAX_UP}")
     return ValueType("float", value.channels, whole(value.up * factor), value.radius + Fraction(reach) / value.up)
 
 
-def resize_taps(mode: str, factor: int) -> tuple[np.ndarray, np.ndarray]:
+def resize_taps(mode: str, factor: int, coefficient: float = CUBIC) -> tuple[np.ndarray, np.ndarray]:
     """First offset (factor,) and float32 weights (factor, taps) of each output phase, half-pixel centres.
 
     Output index d = q * factor + p reads the inputs q + offset[p], q + offset[p] + 1, ..., clamped to the map.
@@ -53,15 +58,16 @@ def resize_taps(mode: str, factor: int) -> tuple[np.ndarray, np.ndarray]:
     if mode == "bilinear":
         return base.astype(np.int64), np.stack([1 - part, part], axis=1).astype(np.float32)
     distance = np.stack([1 + part, part, 1 - part, 2 - part], axis=1)
-    near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance * distance + 1
-    far = ((_CUBIC * distance - 5 * _CUBIC) * distance + 8 * _CUBIC) * distance - 4 * _CUBIC
+    a = coefficient
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     weights = np.where(distance <= 1, near, far)
     return base.astype(np.int64) - 1, weights.astype(np.float32)
 
 
-def _resize_axis(value: np.ndarray, axis: int, factor: int, mode: str) -> np.ndarray:
+def _resize_axis(value: np.ndarray, axis: int, factor: int, mode: str, coefficient: float) -> np.ndarray:
     size = value.shape[axis]
-    offsets, weights = resize_taps(mode, factor)
+    offsets, weights = resize_taps(mode, factor, coefficient)
     position, phase = np.divmod(np.arange(size * factor), factor)
     shape = [1, 1, 1]
     shape[axis] = size * factor
@@ -74,12 +80,13 @@ def _resize_axis(value: np.ndarray, axis: int, factor: int, mode: str) -> np.nda
     return total
 
 
-def resize(value: np.ndarray, *, factor: int, mode: str) -> np.ndarray:
+def resize(value: np.ndarray, *, factor: int, mode: str, coefficient: float = CUBIC) -> np.ndarray:
     """Magnify by an integer factor as torch does with align_corners=False; along x first, then along y.
 
+    `coefficient`: the a of Keys' bicubic kernel, -0.5 in MATLAB.
     Along each axis the terms fl(weight * x) are added from the lowest input index to the highest.
     """
-    return _resize_axis(_resize_axis(value, 1, factor, mode), 0, factor, mode)
+    return _resize_axis(_resize_axis(value, 1, factor, mode, coefficient), 0, factor, mode, coefficient)
 
 
 def _tile_of_shuffle(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
@@ -88,12 +95,12 @@ def _tile_of_shuffle(node: Node, operands: list[ValueType], arrays: Arrays) -> T
 
 def _tile_of_resize(node: Node, operands: list[ValueType], arrays: Arrays) -> Tile:
     factor = int(node.attrs["factor"])
-    offsets, weights = resize_taps(str(node.attrs["mode"]), factor)
+    offsets, weights = resize_taps(str(node.attrs["mode"]), factor, float(node.attrs.get("coefficient", CUBIC)))
     tables = {"offsets": offsets.astype(np.int32), "weights": weights}
     return Tile(integers=(factor, weights.shape[1]), tables=tables, reach=2, zoom=factor)
 
 
 OPERATIONS = (
     Operation("pixel_shuffle", pixel_shuffle, check_pixel_shuffle, _tile_of_shuffle),
-    Operation("resize", resize, check_resize, _tile_of_resize),
+    Operation("resize", resize, check_resize, _tile_of_resize, newer={"coefficient": 3}),
 )
