@@ -1,9 +1,9 @@
-"""The convolutions by matrix multiplication: what runs where no compiled kernels are installed.
+"""The convolutions by matrix multiplication, for installations without compiled kernels.
 
-Signs are unpacked to +-1 floats (0 beyond the border), whose sums are exact integers in float32 in any order: this
-binary convolution equals the reference bit for bit, and so does that of integers, whose sums are exact in
-float64. The float convolution adds in the order of the BLAS at
-hand and agrees with the reference to a few units in the last place.
+Signs become the floats -1 and +1 (0 beyond the border), whose sums are exact integers in float32 in any order. So the
+binary convolution equals the reference bit for bit. So does that of integers, whose sums are exact in float64. The
+float convolution adds in the order of the installed BLAS and agrees with the reference to a few units in the last
+place.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def conv2d(
 
 
 def _grouped(padded: np.ndarray, weight: np.ndarray, size: tuple[int, ...], groups: int, stride: int) -> np.ndarray:
-    """Few channels in each group make small matrices: add tap by tap."""
+    """Add tap by tap, because few channels in each group make small matrices."""
     (out, channels, kernel, _), (height, width) = weight.shape, size
     total = np.zeros((height // stride, width // stride, out), dtype=np.float32)
     for row, column, channel in np.ndindex(kernel, kernel, channels):

@@ -1,6 +1,6 @@
-"""Which maps of a program share memory, and where the values of a tile stand.
+"""Plan which maps of a program share memory, and where the values of a tile stand.
 
-These are plans in names and numbers: nothing is allocated. They take time in proportion to the operations, of which a
+Plans are names and numbers, and allocate nothing. Their time is proportional to the number of operations, of which a
 file may hold thousands.
 """
 
@@ -23,11 +23,11 @@ class BodyBuffers:
 
 
 def share_buffers(plan: StagePlan, graph: Graph, *, keep: bool = False) -> BodyBuffers:
-    """Give each map of the body the buffer of one that nothing reads any more, or one of its own.
+    """Give each map of the body the buffer of a map that nothing reads any more, or its own buffer.
 
-    A map takes the place of another of the same geometry, so that the zeros at the ends of rows stay zeros: of one that
-    is read no more, or that its own stage reads at the written pixel alone. The output has a buffer of its own, with
-    `keep` all maps have.
+    A map takes the buffer of another of the same geometry, so that the zeros at the ends of rows stay zeros. Nothing
+    reads the other any more, or its own stage reads it only at the written pixel. The output has a buffer of its own;
+    with `keep` all maps have one.
     """
 
     def geometry(name: str) -> tuple[object, ...]:
@@ -70,7 +70,7 @@ def scratch_layout(
 ) -> tuple[dict[str, int], int]:
     """Offsets of the values that `stays` says live in the tile alone, `size` bytes each, and the bytes of all together.
 
-    A value takes the place of one of the same size that is read no more, or comes behind all others.
+    A value takes the place of one of the same size that nothing reads any more, or comes behind all others.
     """
     last = {name: index for index, op in enumerate(stage.ops) for name in op.inputs + op.outputs}
     ends: defaultdict[int, list[str]] = defaultdict(list)

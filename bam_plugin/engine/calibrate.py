@@ -1,7 +1,7 @@
-"""Which range the input of each convolution has on pictures: what a precision of integers needs to know.
+"""Measure the range of the input of each convolution on pictures, for a precision of integers.
 
-A range is the largest magnitude of a channel on the pictures, with the precision's room above it: what lies beyond is
-cut when the network runs. Quiet channels get a share of the loudest one's range.
+A range is the largest magnitude of a channel on the pictures, with the precision's room above it. Values beyond it are
+cut when the network runs. Quiet channels get a share of the loudest channel's range.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def largest_activations(
 ) -> dict[str, np.ndarray]:
     """Largest magnitude of each input channel of all convolutions that may run on integers.
 
-    `images`: float32 (H, W, C) in [0, 1]. Raises EngineError where there is no such convolution or no image.
+    `images`: float32 (H, W, C) in [0, 1]. Raises EngineError if there is no such convolution or no image.
     """
     inputs = {node.name: node.inputs[0] for node in model.graph.nodes}
     values = {conv: inputs[conv] for conv in reducible_convs(model.graph)}
@@ -52,7 +52,7 @@ def largest_activations(
 
 
 def offered_ranges(largest: Mapping[str, np.ndarray], kind: Integers) -> dict[str, tuple[float, ...]]:
-    """The ranges of a precision from what `largest_activations` found, with few digits."""
+    """The ranges of a precision from the results of `largest_activations`, with few digits."""
     return {conv: _ranges(found, conv, kind.room) for conv, found in largest.items()}
 
 

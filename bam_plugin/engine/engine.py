@@ -1,8 +1,8 @@
-"""Runs a packed graph, by compiled kernels where they are installed and by NumPy anywhere.
+"""Run a packed graph by compiled kernels, or by NumPy if there are none.
 
 Instruction sets: "avx512", "avx2", "neon" and "portable" are the compiled kernels (`program.py`), equal to the
 reference (`packed/ops`) in every bit; "numpy" does the convolutions by matrix multiplication, for installations without
-a compiler; "reference" is the exact and slow truth. The environment variable BAM_ISA chooses when the caller does not.
+a compiler; "reference" is the exact and slow truth. The environment variable BAM_ISA chooses if the caller does not.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def choose_isa(isa: str | None) -> str:
 
 
 def most_threads() -> int:
-    """How many threads the kernels can use."""
+    """The greatest number of threads that the kernels can use."""
     return kernels.layout().max_threads if kernels.compiled_isas() else os.cpu_count() or 1
 
 
@@ -100,7 +100,7 @@ class _Step:
 
 
 class _ArrayRunner:
-    """One NumPy kernel per node; every map is freed as soon as its last reader is done."""
+    """One NumPy kernel per node. It frees every map as soon as its last reader is done."""
 
     def __init__(self, *, model: PackedModel, kernels: Mapping[str, Kernel]):
         self._output = model.graph.output
@@ -166,8 +166,8 @@ class Engine:
     """A packed network ready to run.
 
     `isa`, `threads` and `precision` are the choices in force. Results do not depend on `threads`. `precision` is that
-    of the float layers behind the last sign: "fp32", or "int8" or "int16" where the file offers it (`bam quantize`).
-    One engine may be used from several threads; its runs then wait for each other.
+    of the float layers behind the last sign: "fp32", or "int8" or "int16" if the file offers it (`bam quantize`).
+    Several threads may use one engine. Its runs then wait for each other.
     """
 
     def __init__(
@@ -188,10 +188,10 @@ class Engine:
     def run(self, image: np.ndarray, *, observe: Observer | None = None) -> np.ndarray:
         """Upscale one image: float32 (H, W, C) -> float32 (H * scale, W * scale, C_out), not clipped.
 
-        A network with strides sees the last row and column repeated up to a multiple of `graph.size_multiple`.
+        For a network with strides the last row and column are repeated up to a multiple of `graph.size_multiple`.
 
         `observe(name, value)` is called with every node's result (float map or sign words), for comparisons.
-        Raises EngineError when the image is not float32, has no pixel or another number of channels.
+        Raises EngineError if the image is not float32, has no pixel or has another number of channels.
         """
         check_image(image, self.model.num_in_ch)
         height, width, _ = image.shape
@@ -201,5 +201,5 @@ class Engine:
         return self._runner.run(fitted, self.threads, observe)[: height * scale, : width * scale]
 
     def tile_memory(self) -> TileMemory:
-        """What a tile takes, estimated from above."""
+        """The memory of a tile, estimated from above."""
         return graph_tile_memory(self.model, compiled=self.isa in kernels.compiled_isas())

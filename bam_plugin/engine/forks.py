@@ -1,4 +1,4 @@
-"""What must start anew in a process that was forked: locks that another thread of the parent may have held."""
+"""Start objects anew in a forked process: another thread of the parent may have held their locks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Restartable(Protocol):
     """An object with a lock."""
 
     def start_anew(self) -> None:
-        """Make a new lock, and forget what another thread may have left half done."""
+        """Make a new lock, and forget work that another thread may have left half done."""
         ...
 
 

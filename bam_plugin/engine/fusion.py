@@ -1,4 +1,4 @@
-"""Which nodes of a graph run as one operation on a tile.
+"""Find the nodes of a graph that run as one operation on a tile.
 
 Five patterns are recognised, all of them exact: the fused operation rounds where its parts do. Nodes in parentheses may
 be missing.
@@ -27,7 +27,7 @@ CONVOLUTIONS = ("binary_conv2d", "conv2d", "depthwise_conv2d", "grouped_conv2d",
 
 @dataclass
 class TileOp:
-    """One operation on a tile: the kernel called `kind`, and what it is told (see `packed.ops.Tile`).
+    """One operation on a tile: the kernel with the name `kind` and its arguments (see `packed.ops.Tile`).
 
     `in0`, `in1`, `out0`, `out1` are names of values; roles as in csrc/bam.h. `weights` holds a convolution's tensors by
     role, `signs` those of a threshold in it. `spread`: the factor of the pixel shuffle behind a convolution, which
@@ -53,23 +53,23 @@ class TileOp:
 
     @property
     def inputs(self) -> list[str]:
-        """Names of the values that are read."""
+        """Names of the values that it reads."""
         return [name for name in (self.in0, self.in1) if name is not None]
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the values that are made."""
+        """Names of the values that it makes."""
         return [name for name in (self.out0, self.out1) if name is not None]
 
     @property
     def operands(self) -> list[str]:
-        """What a convolution or a resize works on; the rest of the inputs is added to its result."""
+        """The operands of a convolution or a resize. The other inputs are added to its result."""
         joined = self.kind == "conv2d" and self.in1 is not None  # channels of two maps
         return [self.in0, str(self.in1)] if joined else [self.in0]
 
     @property
     def around(self) -> list[str]:
-        """Names of the values that are read at neighbouring pixels."""
+        """Names of the values that it reads at neighbouring pixels."""
         return [] if self.reach is None else self.operands
 
     def overwritable(self) -> list[str]:
@@ -101,7 +101,7 @@ def _base_op(node: Node, graph: Graph, tensors: Mapping[str, np.ndarray]) -> Til
 
 
 class _Fuser:
-    """Goes over the graph once, notes which nodes vanish into others and what runs in their place."""
+    """Goes over the graph once, and notes which nodes join others and what runs in their place."""
 
     def __init__(self, *, graph: Graph, tensors: Mapping[str, np.ndarray]):
         self.graph = graph

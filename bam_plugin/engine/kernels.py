@@ -1,4 +1,4 @@
-"""The compiled kernels behind one door: loads the library, mirrors its structs, repacks weights, checks what goes in.
+"""The door to the compiled kernels: it loads the library, mirrors its structs, repacks weights and checks arguments.
 
 The C side (`csrc/bam.h`) trusts its callers; every array reaches it through the functions here and in `program.py`,
 which fix dtype, shape and contiguity. Calls go through ctypes, which releases the interpreter lock.
@@ -26,7 +26,7 @@ ABI_VERSION = 5
 
 @dataclass(frozen=True)
 class Layout:
-    """The numbers that the kernels share with Python, see csrc/bam.h, where their meaning stands."""
+    """The numbers that the kernels share with Python. csrc/bam.h has their meaning."""
 
     group: int
     narrow: int
@@ -40,7 +40,7 @@ class Layout:
 
 
 class _Checked(ctypes.Structure):
-    """A struct whose integers are refused where they do not fit: ctypes would cut them without a word."""
+    """A struct that refuses integers that do not fit. ctypes would cut them silently."""
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
@@ -108,7 +108,7 @@ class Isa:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The library, or None where it was not built or does not fit this version of the package."""
+    """The library, or None if it was not built or does not fit this version of the package."""
     for path in sorted(Path(__file__).parent.glob("_kernels*")):
         if path.suffix not in (".so", ".pyd", ".dll", ".dylib"):
             continue
@@ -140,7 +140,7 @@ def _loaded() -> ctypes.CDLL:
 
 @functools.cache
 def layout() -> Layout:
-    """The numbers of the library. Raises EngineError where it is missing."""
+    """The numbers of the library. Raises EngineError if it is missing."""
     library = _loaded()
     found = {field.name: library.bam_number(field.name.encode()) for field in fields(Layout)}
     if min(found.values()) < 0 or found["max_kernel"] < MAX_KERNEL:
@@ -182,7 +182,7 @@ def run_stages(isa: Isa, stages: ctypes.Array, maps: ctypes.Array, scratch: np.n
 
 
 def count_steps(isa: Isa, steps: int) -> None:
-    """So many register steps of xor + popcount + add and nothing else: the bound that binary convolutions have."""
+    """Run a number of register steps of xor + popcount + add and nothing else: the bound of binary convolutions."""
     library = _loaded()
     library.bam_count_steps(isa.index, steps, 0x9E3779B97F4A7C15)
 
@@ -206,7 +206,7 @@ def padded_channels(values: np.ndarray, lanes: int, fill: float = 0) -> np.ndarr
 
 
 def patch_words(kernel: int, channels: int) -> int:
-    """Words of 64 bits of a gapless patch (csrc/tile_patch.h), an odd number; 0 where kernels read the map instead."""
+    """Words of 64 bits of a gapless patch (csrc/tile_patch.h), an odd number; 0 if kernels read the map instead."""
     words = -(-kernel * kernel * channels // 64) | 1
     return words if kernel > 1 and words <= layout().max_patch else 0
 
@@ -234,7 +234,7 @@ def repack_binary(weight: np.ndarray, kernel: int, channels: int, lanes: int) ->
 
 
 def carry_save(words: np.ndarray) -> np.ndarray:
-    """What csrc/tile_patch.h makes of a pixel's words, for filters: (..., n, 2) halves -> (..., 3 n - 1) steps."""
+    """The steps of csrc/tile_patch.h for a pixel's words, for filters: (..., n, 2) halves -> (..., 3 n - 1) steps."""
     queue = [words[..., index, :] for index in range(words.shape[-2])]
     steps = []
     for adder in range(len(queue) // 2):
@@ -296,7 +296,7 @@ def border_bases(
 
 
 def flip_words(flip: np.ndarray) -> np.ndarray:
-    """What is xored to the comparison bits of a pixel to get its words (bit 1 = negative, padding 0)."""
+    """The words to XOR with the comparison bits of a pixel, so that bit 1 is negative and padding is 0."""
     padded = np.zeros(-(-len(flip) // 64) * 64, dtype=bool)
     padded[: len(flip)] = flip == 0
     return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)

@@ -1,8 +1,8 @@
 """One packed binary convolution on its own: thresholds, bits, counts, scales, by the kernels of the engine.
 
-For networks that run elsewhere (in torch, see `torch_module.py`) and hand over one layer's work at a time. The layer is
-a small graph of the ordinary ops, so its results are those of the reference in every bit. Where the caller's memory
-has the kernels' own layout, they read and write it directly.
+It is for networks that run elsewhere (in torch, see `torch_module.py`) and hand over one layer at a time. The layer is
+a small graph of the ordinary operations, so its results equal the reference in every bit. If the caller's memory has
+the layout of the kernels, they read and write it directly.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _LayerProgram(Program):
         super().__init__(model=model, weights=weights, height=height, width=width)
         self._ends = [self._refs[INPUT], self._refs[model.graph.output]]
         for name in (INPUT, model.graph.output):
-            self._buffers[name] = self._buffers[name][:0].copy()  # never touched so far: gives it back
+            self._buffers[name] = self._buffers[name][:0].copy()  # gives back memory that was never used
 
     def run_between(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
         """float32 (H, W, C) -> `result` (H, W, O), both with the strides of the kernels."""
@@ -62,7 +62,7 @@ class _LayerProgram(Program):
 class LayerKernel:
     """A packed layer ready to run on maps of any size. Results do not depend on the number of threads.
 
-    One run at a time; others wait. Arguments as in `layer_model`; `isa` as in `Engine`.
+    It does one run at a time, and others wait. The arguments are those of `layer_model`, and `isa` is that of `Engine`.
     """
 
     def __init__(self, *, isa: str | None = None, **layer):
@@ -82,8 +82,8 @@ class LayerKernel:
     def run(self, source: np.ndarray, result: np.ndarray, threads: int) -> None:
         """Write the layer's output for `source`, float32 (H, W, C), into `result`, float32 (H, W, O).
 
-        Fastest where both are contiguous and C and O multiples of 16: then nothing is copied. Raises EngineError for
-        arrays that are not of this layer, which the kernels would read or write beyond their ends.
+        It is fastest if both are contiguous and C and O are multiples of 16, because then it copies nothing. Raises
+        EngineError for arrays that do not fit this layer. The kernels would read or write beyond their ends.
         """
         check_image(source, self.model.num_in_ch)
         height, width, _ = source.shape

@@ -1,7 +1,7 @@
-"""The engine that runs a packed file, whatever it holds.
+"""The engine for any packed file.
 
-Each kind of packed file has its engine. `ENGINES` says where the class is; it is imported when a file of that kind is
-opened, so that a graph never imports what only mixed networks need. A further kind calls `register_engine`.
+Each kind of packed file has its engine, whose place is in `ENGINES`. It is imported when a file of that kind is opened,
+so a graph never imports modules for mixed networks. A new kind calls `register_engine`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ENGINES: dict[str, str] = {
     "graph": "bam_plugin.engine.engine:Engine",
     "mixed": "bam_plugin.mixed.mixed_engine:MixedEngine",
 }
-"""Kind of a packed file -> `module:class` of its engine. The class is called as `open_engine` is."""
+"""Kind of a packed file -> `module:class` of its engine. The class takes the arguments of `open_engine`."""
 
 
 class AnyEngine(Protocol):
@@ -37,7 +37,7 @@ class AnyEngine(Protocol):
         ...
 
     def tile_memory(self) -> TileMemory:
-        """What a tile takes, estimated from above."""
+        """The memory of a tile, estimated from above."""
         ...
 
 
@@ -55,7 +55,7 @@ def open_engine(
 ) -> AnyEngine:
     """Make the model ready to run, with the choices of `Engine`.
 
-    Raises MissingDependencyError where the engine needs a library that is not installed (a mixed network needs torch),
+    Raises MissingDependencyError if the engine needs a missing library (a mixed network needs torch),
     EngineError for a precision that the file does not offer.
     """
     module, _, name = ENGINES[model.kind].partition(":")

@@ -1,4 +1,4 @@
-"""Parameters of operations as the compiled kernels take them: repacked, padded, at the start of cache lines.
+"""Parameters of operations for the compiled kernels: repacked, padded, at the start of cache lines.
 
 `Weights` keeps them per model and instruction set, whatever the image size; `Filler` puts their addresses into the
 structs of csrc/bam.h.
@@ -38,7 +38,7 @@ class Weights:
     def __init__(self, *, isa: Isa):
         self.isa = isa
         self._made: dict[tuple[object, ...], list[np.ndarray]] = {}
-        self._owners: dict[int, np.ndarray] = {}  # kept alive: else another array could get the identity of one
+        self._owners: dict[int, np.ndarray] = {}  # alive, so that no other array gets their identity
 
     def get_all(
         self, owners: tuple[np.ndarray, ...], what: str, make: Callable[[], list[np.ndarray]]
@@ -56,9 +56,9 @@ class Weights:
 
 
 class Filler:
-    """Fills in what an operation needs besides its operands, for images of one size.
+    """Fills in the parameters of operations for images of one size.
 
-    `types`: value -> its type. Arrays that the structs point into are appended to `alive`, whose owner must live as
+    `types`: value -> its type. It appends arrays that the structs point into to `alive`, whose owner must live as
     long as the structs.
     """
 

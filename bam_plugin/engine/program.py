@@ -1,8 +1,8 @@
-"""A packed network made ready for the compiled kernels: buffers laid out, stages filled in.
+"""Prepare a packed network for the compiled kernels: buffers and stages.
 
-`Program` serves one model, instruction set and image size. Maps of the body are whole and their buffers are reused as
-soon as they are free, in place where a stage reads a map only at the pixel it writes. The tail runs strip by strip, its
-maps are windows of a few rows.
+`Program` serves one model, instruction set and image size. Maps of the body are whole, and their buffers are used again
+as soon as they are free. A stage writes in place if it reads a map only at the pixel that it writes. The tail runs
+strip by strip, and its maps are windows of a few rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_PIXEL_BYTES = 16 << 20  # what the maps of the body may take for one pixel o
 class Program:
     """A model ready to run at one image size; `keep` makes every value observable.
 
-    One run at a time: the buffers belong to the program.
+    It does one run at a time, because the buffers belong to the program.
     """
 
     def __init__(self, *, model: PackedModel, weights: Weights, height: int, width: int, keep: bool = False):
@@ -81,12 +81,12 @@ class Program:
         return int_layout.in_bytes(self.model.graph.types[name].kind, self.isa)
 
     def _slack(self, name: str) -> int:
-        """Bytes behind a map that may be read, whatever they hold."""
+        """Bytes behind a map that the kernels may read and do not use."""
         is_integer = self.model.graph.types[name].kind in INTEGERS
         return layout().slack_pixels * self._pixel_bytes(name) if is_integer else 0
 
     def _memory(self, name: str, rows: int) -> np.ndarray:
-        """Memory for so many rows of a value, full of zeros."""
+        """Memory for a number of rows of a value, full of zeros."""
         size = rows * self._row_bytes(name) + max(self._slack(name), layout().float_slack)
         return aligned_zeros(size, layout().byte_zero if self._in_bytes(name) else 0)
 
@@ -135,7 +135,7 @@ class Program:
                 self._add_map(name, self._memory(name, total), total)
 
     def _cut_strips(self) -> list[list[tuple[int, int]]]:
-        """Row spans of the tail's stages, strip by strip; one empty list where there is no tail."""
+        """Row spans of the tail's stages, strip by strip; one empty list if there is no tail."""
         plan, graph = self.plan, self.model.graph
         tail = plan.stages[plan.tail :]
         windows = [name for stage in tail for name in stage.whole if name != graph.output]

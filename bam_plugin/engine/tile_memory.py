@@ -1,4 +1,4 @@
-"""How much memory a packed network needs for a tile: what every engine says of itself, and the estimate from a graph.
+"""The memory that a packed network needs for a tile: the record of every engine, and the estimate from a graph.
 
 NumPy kernels hold every map of the moment whole, and copy what a convolution reads. Compiled kernels hold the maps of
 the body whole; of the enlarged maps behind it they hold a strip of a few rows, and the result.
@@ -25,19 +25,19 @@ RESULTS = 3  # the result's map, the copy handed out, and its clipped copy
 
 @dataclass(frozen=True)
 class TileMemory:
-    """Bytes for a tile: so many for each of its pixels, for each of its columns, and at all (input pixels)."""
+    """Bytes for a tile: for each of its input pixels, for each of its columns, and a constant."""
 
     per_pixel: int
     per_column: int
     fixed: int
 
     def pixels_within(self, memory: int, *, columns: int) -> int:
-        """How many pixels a tile of at most `columns` columns may have; at least 1."""
+        """The number of pixels that a tile of at most `columns` columns may have, at least 1."""
         return max(1, (memory - self.fixed - self.per_column * columns) // self.per_pixel)
 
 
 def graph_tile_memory(model: PackedModel, *, compiled: bool) -> TileMemory:
-    """Estimate from above what a graph takes for a tile, in compiled kernels or in NumPy's."""
+    """Estimate from above the memory of a graph for a tile, in compiled kernels or in NumPy's."""
     graph = model.graph
     result = RESULTS * _size(graph.types[graph.output])
     if not compiled:
@@ -78,6 +78,6 @@ def _size(value: ValueType) -> int:
 
 
 def _compiled_size(value: ValueType) -> int:
-    """The same as the kernels store it."""
+    """The same in the layout of the kernels."""
     pixel = 8 * words_for(value.channels) if value.kind == "signs" else 4 * stride_of(value.channels)
     return math.ceil(pixel * value.up**2)

@@ -1,9 +1,9 @@
-"""Cuts a network into stages: runs of operations that a tile can go through while it stays in the cache.
+"""Cut a network into stages: runs of operations that a tile passes while it stays in the cache.
 
-A value that is read at neighbouring pixels must be whole before its reader starts, so a spatial operation opens a new
-stage; everything pointwise joins the stage of its latest operand. Values that leave their stage are maps, all others
-live in a tile's scratch memory. The stages behind the last binary convolution (the tail, whose maps are large) can run
-strip by strip; `StagePlan.strip_rows` says which rows each stage must make for a strip of the result.
+If an operation reads a value at neighbouring pixels, the value must be whole before. So a spatial operation opens a new
+stage, and a pointwise one joins the stage of its latest operand. Values that leave their stage are maps. All others
+live in the scratch memory of a tile. The stages behind the last binary convolution (the tail, whose maps are large) can
+run strip by strip; `StagePlan.strip_rows` says which rows each stage must make for a strip of the result.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class StagePlan:
     last_use: dict[str, int]
 
     def free_from(self, at: int) -> dict[str, int]:
-        """For the maps that stage `at` reads at the written pixel alone: which of its operations is through with them.
+        """For each map that stage `at` reads only at the written pixel: the first operation that may write over it.
 
-        What that operation, or a later one, makes may be written over the map, if no later stage reads it. A
+        The result of that operation, or of a later one, may take the place of the map if no later stage reads it. A
         convolution reads its operand once per block of output channels, so the operation behind it is the first one.
         """
         free: dict[str, int] = {}
@@ -55,8 +55,8 @@ class StagePlan:
     def strip_rows(self, graph: Graph, height: int, first: int, last: int) -> list[tuple[int, int]]:
         """Rows [begin, end) of each tail stage that the input rows [first, last) of the result need.
 
-        In rows of the stage's own magnification, cut at the picture. A map may be read a few rows further than
-        needed; a row computed twice costs time, a row missing would be wrong.
+        They are rows of the stage's own magnification, cut at the picture. A strip may have a few rows more than
+        needed: a row that is computed twice costs time, and a missing row would be wrong.
         """
         wanted: dict[str, tuple[int, int]] = {}
         types = graph.types
@@ -101,7 +101,7 @@ def _levels(ops: list[TileOp]) -> list[int]:
         made_at.update({name: level for name in op.outputs})
         if op.kind == "pixel_shuffle":
             shuffled.update(op.outputs)
-    # The input is at hand all the time, its magnified copy need not be: make it where it is read.
+    # The input is always there, but its magnified copy need not be. So make the copy where it is read.
     first_read: dict[str, int] = {}
     for level, op in zip(levels, ops, strict=True):
         for name in op.inputs:
@@ -113,7 +113,7 @@ def _levels(ops: list[TileOp]) -> list[int]:
 
 
 def plan_stages(graph: Graph, ops: list[TileOp], *, keep: bool = False) -> StagePlan:
-    """Cut `ops` into stages. With `keep` every value becomes a map, so that all of them can be looked at."""
+    """Cut `ops` into stages. With `keep` every value becomes a map, so that the caller can see all of them."""
     types = graph.types
     levels = _levels(ops)
     keys = sorted({(level, _stage_up(op, types)) for level, op in zip(levels, ops, strict=True)})

@@ -1,7 +1,7 @@
-"""How long a packed network takes: parts of it per instruction set, the bound of the machine, peak memory.
+"""Measure the time of a packed network: parts of it per instruction set, the bound of the machine, peak memory.
 
-Rivals are measured in turns with the engine, one call each per round, so that a disturbance of the machine hits all of
-them; medians and the spread between the quartiles are reported.
+Rivals take turns with the engine, one call each per round, so that a disturbance of the machine hits all of them. The
+report has medians and quartiles.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _summary(values: list[float]) -> Timing:
 def engine_rivals(
     model: PackedModel, image: np.ndarray, *, isas: list[str], threads: int
 ) -> dict[str, Callable[[], object]]:
-    """Whole network, and where kernels are compiled its body and tail, by instruction set and offered precision."""
+    """The whole network and, with compiled kernels, its body and tail, by instruction set and offered precision."""
     height, width, _ = image.shape
     rivals: dict[str, Callable[[], object]] = {}
     for isa, precision in itertools.product(isas, (FLOAT, *read_offers(model.graph, model.metadata))):
@@ -125,7 +125,7 @@ def register_steps(model: PackedModel, height: int, width: int, lanes: int) -> i
 def popcount_bound(
     model: PackedModel, height: int, width: int, *, isa: str, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Milliseconds on one thread if the binary convolutions were nothing but their counting, on this machine now."""
+    """Milliseconds on one thread if the binary convolutions only counted bits, on this machine now."""
     compiled = kernels.compiled_isas().get(isa)
     if compiled is None:
         raise EngineError(

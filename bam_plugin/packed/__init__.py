@@ -1,4 +1,4 @@
-"""What a packed network is: its graph, the exact arithmetic (ops/) and its two file formats. NumPy only.
+"""Packed networks: the graph, the exact arithmetic (ops/) and the two file formats. NumPy only.
 
 `read_packed` and `write_packed` handle the file (docs/packed_format.md). `bam_plugin.engine.Engine` runs it.
 """

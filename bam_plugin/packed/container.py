@@ -1,7 +1,7 @@
 """The container of packed files: safetensors with one metadata key, canonical and checksummed.
 
-What a file holds is said by its document, the compact JSON under that key: a graph (`format.py`) or a mixed network
-(`mixed_format.py`). Both are written and read here, so equal content gives equal bytes, and every fault of a container
+The document of a file, the compact JSON under that key, describes its content: a graph (`format.py`) or a mixed network
+(`mixed_format.py`). Both are written and read here. So equal content gives equal bytes, and every fault of a container
 has its own error class.
 """
 
@@ -28,7 +28,7 @@ _NAMES = {np.dtype("float32"): "F32", np.dtype("uint8"): "U8", np.dtype("int64")
 
 
 def compact(document: object) -> str:
-    """JSON with sorted keys, without spaces, in ASCII; ValueError for NaN and infinity."""
+    """JSON with sorted keys, without spaces, in ASCII. Raises ValueError for NaN and infinity."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -52,13 +52,13 @@ def _little_endian(array: np.ndarray) -> bytes:
 
 
 def pack_container(document: dict, tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of a packed file; its checksum is added to the document."""
+    """The bytes of a packed file, with its checksum in the document."""
     document = _as_read(document)
     complete = {**document, "sha256": digest(document, tensors)}
     if len(compact(complete)) > MAX_DOCUMENT_BYTES:
         raise NotPackedError(f"graph and facts take more than the {MAX_DOCUMENT_BYTES} bytes that a reader accepts")
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    # More than one metadata key would be written in random order by safetensors.
+    # safetensors would write several metadata keys in random order.
     return bytes(save(arrays, metadata={METADATA_KEY: compact(complete)}))
 
 
@@ -87,14 +87,14 @@ def check_fields(document: dict, fields: set[str]) -> None:
 
 
 def _check_types(header: dict, allowed: Collection[str]) -> None:
-    names = list(allowed)  # a forged dtype may be no text, which no set or dictionary could look up
+    names = list(allowed)  # a forged dtype may not be a text, and then no set can look it up
     for name, entry in header.items():
         if name != "__metadata__" and entry.get("dtype") not in names:
             raise NotPackedError(f"tensor {name!r} has dtype {entry.get('dtype')}; only {sorted(allowed)} are allowed")
 
 
 def _header(data: bytes) -> dict:
-    """The container's header, after the checks that tell a short file from a foreign one."""
+    """The header of the container, after checks that tell a short file from a foreign one."""
     if len(data) < 8:
         raise TruncatedFileError(f"{len(data)} bytes are too few for a packed file")
     length = int.from_bytes(data[:8], "little")

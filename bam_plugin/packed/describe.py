@@ -1,4 +1,4 @@
-"""What a packed network is, as plain values: layers with their bits and bytes, totals, measured results, origin."""
+"""Facts of a packed network as plain values: layers with their bits and bytes, totals, measured results, origin."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _ORIGIN = ("producer", "source_sha256", "source_key", "training", "terms")
 
 
 def describe(model: PackedModel | MixedModel, *, file_bytes: int) -> dict[str, object]:
-    """The facts of a packed network; everything in it is JSON.
+    """The facts of a packed network, as JSON.
 
     `layers` lists the convolutions in order (of a mixed network the binary ones): name, kind, channels, kernel edge,
     weight bits, and the bytes of all their tensors. `binary` and `float` add up the weights of one bit and all other
     numbers. `kind` is `graph` or `mixed`; `operations` counts the nodes of a graph. `unbounded` says why there is no
     finite receptive radius, `no_graph` why a network is mixed. `precisions` has fp32 and the offered ones with their
-    cost in dB by benchmark. `metrics` and `origin` are what the maker recorded; `info` is all of it.
+    cost in dB by benchmark. `metrics` and `origin` are facts that the maker recorded; `info` has all of them.
     """
     tensor_bytes = sum(array.nbytes for array in model.tensors.values())
     floats = sum(array.size for array in model.tensors.values() if array.dtype == "float32")
@@ -45,7 +45,10 @@ def describe(model: PackedModel | MixedModel, *, file_bytes: int) -> dict[str, o
 
 
 def printable(text: str) -> str:
-    """Text from a file for one line of a terminal: what is no printable character, such as an escape, as its code."""
+    """Text from a file for one line of a terminal.
+
+    A character that is not printable, such as an escape, becomes its code.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -100,7 +103,7 @@ def _nodes(model: PackedModel, op: str) -> list[Node]:
 
 
 def _network(info: Mapping[str, object]) -> str | None:
-    """The network's registered name, where the maker recorded its options."""
+    """The registered name of the network, if the maker recorded its options."""
     section = info.get("network_g")
     name = section.get("type") if isinstance(section, dict) else None
     return name if isinstance(name, str) else None

@@ -1,7 +1,7 @@
 """Named errors of the packed format: one class per way in which a file, a graph or a conversion can be wrong.
 
 All of them are `BamError`s, so the command line turns them into one line and exit code 2. `PackedFormatError` is the
-base of everything that a packed file itself can be blamed for.
+base of all faults of a packed file itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from bam_plugin.errors import BamError
 
 
 class PackedFormatError(BamError):
-    """A packed file is not what docs/packed_format.md describes."""
+    """A packed file does not follow docs/packed_format.md."""
 
 
 class NotPackedError(PackedFormatError):
-    """The file is no safetensors container, or one without the `bam` metadata of a packed network."""
+    """The file is not a safetensors container, or it lacks the `bam` metadata of a packed network."""
 
 
 class TruncatedFileError(PackedFormatError):
@@ -50,11 +50,11 @@ class ChecksumError(PackedFormatError):
 
 
 class UnbuildableNetworkError(PackedFormatError):
-    """The network that a mixed file names cannot be built from the file's options."""
+    """The options of a mixed file do not build a network."""
 
 
 class MixedFileError(PackedFormatError):
-    """A file of a mixed network was given where a packed graph is needed."""
+    """The file holds a mixed network, and a packed graph is needed."""
 
 
 class InvalidPrecisionError(PackedFormatError):
@@ -62,8 +62,8 @@ class InvalidPrecisionError(PackedFormatError):
 
 
 class ConversionError(BamError):
-    """A checkpoint, option file or module cannot be turned into a packed file."""
+    """A checkpoint, option file or module does not become a packed file."""
 
 
 class EngineError(BamError):
-    """The engine was given an image, instruction set, precision or thread count that it cannot serve."""
+    """The engine cannot serve this image, instruction set, precision or number of threads."""

@@ -1,8 +1,8 @@
 """The packed file of a network that runs without torch: its graph and arrays. `docs/packed_format.md` is the contract.
 
 The writer is canonical: equal models give equal bytes, on every machine. The reader trusts nothing: `container.py`
-checks the container and the checksum, `graph_builder.py` the network, and every fault has its own error class. Words,
-lane orders and other matters of speed are made when a file is loaded and never stored.
+checks the container and the checksum, `graph_builder.py` checks the network, and every fault has its own error class.
+Words, lane orders and other matters of speed are made when a file is loaded. A file never stores them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _FIELDS = {"format_version", "graph", "info", "scale", "receptive_radius"}
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A network as a packed file holds it: typed graph, arrays, and free facts about it (`metadata`).
+    """The content of a packed file: typed graph, arrays, and free facts (`metadata`).
 
-    `metadata` is a JSON object: `network_g`, `source_sha256`, `training`, `metrics` and whatever else the maker
-    recorded. Making one refuses tensors that no node uses; `check_graph` has checked the rest.
+    `metadata` is a JSON object: `network_g`, `source_sha256`, `training`, `metrics` and all other facts that the maker
+    recorded. The constructor refuses tensors that no node uses; `check_graph` has checked the rest.
     """
 
     kind: ClassVar[str] = "graph"
-    """Which engine runs it, see `bam_plugin.engine.opening`."""
+    """The kind of engine that runs it, see `bam_plugin.engine.opening`."""
     graph: Graph
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, object] = field(default_factory=dict)
@@ -65,18 +65,18 @@ class PackedModel:
 
     @property
     def receptive_radius(self) -> int | None:
-        """Input pixels of context that decide an output pixel; None with strides, see `unbounded`."""
+        """Input pixels around a pixel that decide its output; None with strides, see `unbounded`."""
         return self.graph.receptive_radius
 
     @property
     def unbounded(self) -> str:
-        """Why there is no receptive radius; else empty."""
+        """Why there is no receptive radius, or an empty text."""
         multiple = self.graph.size_multiple
         return "" if multiple == 1 else f"strides divide the picture into blocks of {multiple} x {multiple} pixels"
 
     @property
     def sha256(self) -> str:
-        """Content hash over graph, metadata and tensors: the name of this network, equal for equal content."""
+        """Content hash over graph, metadata and tensors: the name of this network. Equal content has equal hashes."""
         return digest(_document(self), self.tensors)
 
     @property
@@ -114,9 +114,9 @@ def _document(model: PackedModel) -> dict:
 
 
 def pack_model(model: PackedModel | MixedModel) -> bytes:
-    """The bytes of the packed file of `model`: the same for the same model, always.
+    """The bytes of the packed file of `model`. Equal models give equal bytes.
 
-    Raises InvalidPrecisionError for offers of precisions that a reader would refuse.
+    Raises InvalidPrecisionError if a reader would refuse the offers of precisions.
     """
     if isinstance(model, MixedModel):
         return pack_container(mixed_document(model), model.tensors)

@@ -1,7 +1,7 @@
 """The graph of a packed network: typed values, and nodes in order of execution that each make one of them.
 
 Values are either float maps (H, W, C) or sign maps (packed bits of the same H, W, C). The records in `ops/` say what an
-operation accepts, makes and computes; `graph_builder.py` checks graphs against them.
+operation accepts, makes and computes. `graph_builder.py` checks graphs against them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 INPUT = "input"  # name of the graph's one input value
-ALPHABETS = ("-1,+1", "0,1")  # what bit 1 and bit 0 of an activation stand for
+ALPHABETS = ("-1,+1", "0,1")  # the values of bit 1 and bit 0 of an activation
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ValueType:
     radius: Fraction = Fraction(0)
 
     def length(self, pixels: int) -> int:
-        """Rows (or columns) of the value for so many of the input, a multiple of the graph's `size_multiple`."""
+        """Rows (or columns) of the value for a number of input rows, a multiple of the graph's `size_multiple`."""
         return int(pixels * self.up)
 
 
@@ -80,7 +80,7 @@ class Graph:
     def receptive_radius(self) -> int | None:
         """Input pixels around a pixel that its output can depend on, rounded up.
 
-        None with strides: then a result depends on where the picture begins, too.
+        It is None with strides, because then a result also depends on where the picture begins.
         """
         return math.ceil(self.types[self.output].radius) if self.size_multiple == 1 else None
 

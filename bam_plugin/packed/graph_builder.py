@@ -46,7 +46,7 @@ def needed_nodes(nodes: Sequence[Node], output: str) -> tuple[Node, ...]:
 
 
 class GraphBuilder:
-    """Builds a graph node by node and collects its tensors; every node is checked when it is added.
+    """Builds a graph node by node and collects its tensors. It checks every node that it adds.
 
     >>> builder = GraphBuilder(num_in_ch=3)
     >>> value = builder.add("relu", "act", builder.input)
@@ -68,9 +68,9 @@ class GraphBuilder:
         attrs: Mapping[str, int | float | str] | None = None,
         tensors: Mapping[str, np.ndarray] | None = None,
     ) -> str:
-        """Add a node called `name` (made unique if taken) and return the name of its output value.
+        """Add a node with the name `name`, or a similar one if that is taken. Returns the name of its output value.
 
-        `tensors` maps roles to arrays; they are stored as `NAME.ROLE`.
+        `tensors` maps roles to arrays, which are stored as `NAME.ROLE`.
         """
         unique, count = name, 1
         while unique in self.types:
@@ -85,7 +85,7 @@ class GraphBuilder:
         return unique
 
     def finish(self, output: str) -> Graph:
-        """Return the checked graph; nodes that `output` does not need are left out, with their tensors."""
+        """Return the checked graph without the nodes that `output` does not need, and without their tensors."""
         nodes = needed_nodes(self._nodes, output)
         used = {name for node in nodes for name in node.tensors.values()}
         self.tensors = {name: array for name, array in self.tensors.items() if name in used}

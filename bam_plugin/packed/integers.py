@@ -1,8 +1,8 @@
 """A packed network on integers: its graph rewritten for one precision.
 
-Each convolution that the offer has ranges for becomes `quantize` and `int_conv2d`, two operations that never stand in a
-file. Where a pixel shuffle that nothing else reads makes the operand, the rounding comes before it, so that the
-enlarged map is one of small integers.
+Each convolution with ranges in the offer becomes `quantize` and `int_conv2d`, two operations that never stand in a
+file. If a pixel shuffle for this convolution alone makes the operand, the rounding comes before it, so the enlarged map
+has small integers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bam_plugin.packed.precision import FLOAT, Offer, check_precision, quantise_
 def at_precision(model: PackedModel, precision: str) -> PackedModel:
     """The network as the engine runs it at `precision`; the model itself for fp32.
 
-    Raises EngineError where the name is not known or the file does not offer it.
+    Raises EngineError if the name is unknown or the file does not offer it.
     """
     if check_precision(precision) == FLOAT:
         return model
@@ -35,7 +35,7 @@ def at_precision(model: PackedModel, precision: str) -> PackedModel:
 
 
 def with_integers(model: PackedModel, offer: Offer) -> PackedModel:
-    """Rewrite the convolutions that `offer` has ranges for."""
+    """Rewrite the convolutions that have ranges in `offer`."""
     return _Rewriter(model=model, offer=offer).run()
 
 

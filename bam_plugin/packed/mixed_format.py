@@ -3,7 +3,7 @@
 Networks that no packed graph expresses (attention, pooling over the picture, linear layers, ...) run in torch.
 The file holds the state of the torch module that `torch_module.pack_network` makes: for each binary convolution NAME
 the tensors `NAME.weight`, `NAME.scale`, `NAME.threshold` and `NAME.flip`, and every other entry of its `state_dict` by
-its own name. Reading and checking such a file needs no torch, running it does (`mixed_engine.py`).
+its own name. To read and check such a file needs no torch. To run it does (`mixed_engine.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LAYER_FIELDS = ("name", "in_channels", "kernel", "stride", "padding", "alphabet
 class PackedLayer:
     """One packed binary convolution of a mixed network: its path in the network and its geometry.
 
-    `alphabet` is what the bits of its operand stand for, see `graph.ALPHABETS`; None where only the weights are binary.
+    `alphabet` gives the values of the bits of its operand, see `graph.ALPHABETS`; None if only the weights are binary.
     Its tensors: weight uint8 (M, O, bytes of a filter), scale float32 (N, M, O), and unless the alphabet is None
     threshold float32 (N, C) and flip uint8 (N, C), for M bases of the weight and N of the activation.
     """
@@ -58,13 +58,13 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class MixedModel:
-    """A mixed network as a packed file holds it. `metadata["network_g"]` has the options that build the network.
+    """The content of the file of a mixed network. `metadata["network_g"]` has the options that build the network.
 
-    Making one checks the layers and their tensors; whether the others fit the network is known when it is built.
+    The constructor checks the layers and their tensors. Whether the others fit shows when the network is built.
     """
 
     kind: ClassVar[str] = KIND
-    """Which engine runs it, see `bam_plugin.engine.opening`."""
+    """The kind of engine that runs it, see `bam_plugin.engine.opening`."""
     layers: tuple[PackedLayer, ...]
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, object]
@@ -75,9 +75,9 @@ class MixedModel:
     num_out_ch: int
     """Channels of the output."""
     receptive_radius: int | None
-    """Input pixels of context that decide an output pixel; None: no finite number, or not the same for all pixels."""
+    """Input pixels around a pixel that decide its output. None: not finite, or not the same for all pixels."""
     unbounded: str = ""
-    """Why there is no finite radius: the module and what it does; empty where there is one."""
+    """Why there is no finite radius: the module and what it does. Empty if there is one."""
     size_multiple: int = 1
     """Heights and widths that the network takes are multiples of this (others are padded and cut)."""
     least_size: int = 1
@@ -137,7 +137,7 @@ def mixed_document(model: MixedModel) -> dict:
 
 
 def unpack_mixed(document: dict, tensors: Mapping[str, np.ndarray]) -> MixedModel:
-    """The mixed network of a file's document and tensors; a PackedFormatError names what is wrong with it."""
+    """The mixed network of a file's document and tensors; a PackedFormatError names the fault."""
     if document.get("kind") != KIND:
         raise NotPackedError(f"a packed file of the kind {KIND!r} expected, found {document.get('kind')!r}")
     check_fields(document, _FIELDS)

@@ -1,8 +1,8 @@
-"""Precisions of the float layers: which there are, which a packed file offers, and at what cost.
+"""Precisions of the float layers: all of them, those that a packed file offers, and their cost.
 
-The weights in a file are float32 always. An offer adds what integer convolutions need besides: for each input channel
-of a convolution the range that its values had on pictures for calibration; and what the precision costs on benchmarks,
-which must be less than MAX_COST. Offers stand in the file's facts under "precisions" (docs/packed_format.md).
+The weights in a file are always float32. An offer adds the range of each input channel of a convolution on calibration
+pictures, and the cost of the precision on benchmarks, which must be less than MAX_COST. Offers stand in the file's
+facts under "precisions" (docs/packed_format.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bam_plugin.packed.graph import Graph
 
 FLOAT = "fp32"
 FIELD = "precisions"  # of the file's facts
-MAX_COST = 0.02  # dB of mean PSNR on a benchmark from which on a precision is not offered
+MAX_COST = 0.02  # dB of mean PSNR: a precision that costs as much on a benchmark is not offered
 MIN_CHANNELS = 8  # convolutions of fewer channels stay in float32: they see the picture and cost little
 LARGEST_RANGE, SMALLEST_RANGE = 1e20, 1e-20
 
@@ -27,8 +27,8 @@ LARGEST_RANGE, SMALLEST_RANGE = 1e20, 1e-20
 class Integers:
     """Limits of a precision: quantised activations lie in -activation .. activation, weights in -weight .. weight.
 
-    No sum of products of one filter may exceed 32 bits: where a filter is large its weights use less of their range.
-    `room`: ranges of activations over the largest value that was seen in calibration.
+    No sum of products of one filter may exceed 32 bits. So the weights of a large filter use less of their range.
+    `room`: ranges of activations over the largest value in calibration.
     """
 
     name: str
@@ -45,10 +45,10 @@ PRECISIONS = (FLOAT, *INTEGERS)
 
 @dataclass(frozen=True)
 class Offer:
-    """What a file knows about one precision.
+    """The facts of a file about one precision.
 
     `ranges`: convolution -> largest magnitude of each input channel; values beyond are cut. `cost`: benchmark -> loss
-    of mean PSNR in dB against fp32 (negative: a gain). `calibration`: free facts about the pictures used.
+    of mean PSNR in dB against fp32 (negative: a gain). `calibration`: free facts about the pictures.
     """
 
     kind: Integers
@@ -63,7 +63,7 @@ class Offer:
 
 
 def check_precision(name: str) -> str:
-    """Return `name` if it is a precision; raises EngineError that lists them."""
+    """Return `name` if it is a precision. Else raise EngineError, which lists them."""
     if name not in PRECISIONS:
         raise EngineError(f"precision {name!r} is not known; choose one of {list(PRECISIONS)}")
     return name
@@ -72,8 +72,8 @@ def check_precision(name: str) -> str:
 def reducible_convs(graph: Graph) -> dict[str, int]:
     """Convolutions that may run on integers: name -> input channels.
 
-    All float convolutions of one group, of stride 1 and of enough channels that no `threshold` comes behind: a sign
-    that flips costs far more than a rounded value.
+    These are the float convolutions of one group, of stride 1 and of enough channels, without a `threshold` behind
+    them. A flipped sign costs far more than a rounded value.
     """
     decides: set[str] = set()  # values that a threshold depends on
     for node in reversed(graph.nodes):
@@ -90,7 +90,10 @@ def reducible_convs(graph: Graph) -> dict[str, int]:
 
 
 def read_offers(graph: Graph, facts: Mapping[str, object]) -> dict[str, Offer]:
-    """The offers among a file's facts, fastest first; raises InvalidPrecisionError naming what is wrong with one."""
+    """The offers among a file's facts, fastest first.
+
+    Raises InvalidPrecisionError, which names the fault of an offer.
+    """
     section = facts.get(FIELD, {})
     if not isinstance(section, Mapping) or not set(section) <= set(INTEGERS):
         raise InvalidPrecisionError(f"{FIELD} must map names among {sorted(INTEGERS)} to offers, found {section!r}")
@@ -138,7 +141,7 @@ def quantise_weights(
     An input x of channel i is rounded(x * inverse[i]); the weights take the activation scales in, so the float result
     is scale[o] times the integer sum. Each filter's scale is the smallest that keeps its weights and its sums of
     products within their limits. The sums behind it are correctly rounded: equal on every machine. Raises EngineError
-    where the filters are too large, or not finite.
+    if the filters are too large, or not finite.
     """
     steps = np.asarray(ranges, dtype=np.float64) / kind.activation
     scaled = weight.astype(np.float64) * steps[:, None, None]

@@ -1,8 +1,8 @@
 """BatchNorm followed by Sign is a comparison: the exact float32 threshold of each channel, found by bisection.
 
 The evaluator computes y = fl(fl(x * a) + b) and asks whether y >= 0 (or another step of y). In x this is a monotone
-step function of float32, so one float separates its two values; bisection over the ordered float32 numbers finds it in
-32 steps for all channels at once. gamma < 0 reverses the step (`flip`), gamma = 0 leaves a constant.
+step function of float32, so one float separates its two values. Bisection over the ordered float32 numbers finds it in
+32 steps for all channels at once. gamma < 0 reverses the step (`flip`), and gamma = 0 makes a constant.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def step_thresholds(
     """Thresholds (C,) float32 and flips (C,) uint8: positive(fl(fl(x * a) + b)) == ((x >= threshold) XOR flip).
 
     `a` and `b` are float32 (C,), finite; `positive` maps float32 (C,) to bool and is monotone (False, then True) per
-    channel. Holds for every float32 x except NaN, and for the infinities where a is not 0.
+    channel. It holds for every float32 x except NaN, and for the infinities if a is not 0.
     """
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("thresholds need a finite scale and shift in every channel")

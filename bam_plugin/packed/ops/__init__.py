@@ -1,10 +1,11 @@
 """The operations of packed graphs, one record each: the table `OPERATIONS`.
 
-The reference functions beside the records are plain NumPy and the truth that every fast path is tested against, bit for
-bit. Their rules: float maps are float32 (H, W, C); each arithmetic step rounds once to float32; nothing is fused except
-where it says so, nothing is reordered. Sign maps are words as in `bits.py`.
+The reference functions beside the records are plain NumPy. They are the truth: tests compare every fast path with them,
+bit for bit. Float maps are float32 (H, W, C). Each arithmetic step rounds once to float32. Nothing is reordered, and
+nothing is fused except where a docstring says so. Sign maps are words as in `bits.py`.
 
 To add an operation, touch these places:
+
 1. a module of this folder: the reference function, the check of the node's fields, and an `Operation` in the module's
    tuple `OPERATIONS` (in `TABLES` below for a new module);
 2. `engine/csrc/tile_ops.h` (or a header that it includes): the kernel, and its name in the table `operations` there;
@@ -33,7 +34,7 @@ OPERATIONS: Mapping[str, Operation] = {record.name: record for module in TABLES 
 
 
 def infer_type(node: Node, types: Mapping[str, ValueType], tensors: Mapping[str, np.ndarray]) -> ValueType:
-    """The type of what a node makes; raises InvalidGraphError, MissingTensorError or TensorShapeError."""
+    """The type of the value of a node. Raises InvalidGraphError, MissingTensorError or TensorShapeError."""
     record = OPERATIONS.get(node.op)
     if record is None or not record.stored:
         known = sorted(name for name, record in OPERATIONS.items() if record.stored)

@@ -1,9 +1,9 @@
 """The convolutions: on signs, on floats, on integers.
 
-A convolution of stride 1 keeps the size of its input, one of stride s makes every s-th pixel from the first one on. A
-tap beyond the border contributes 0. The float `conv2d` is the one operation that fuses: each output is a chain of fused
-multiply-adds in a fixed order (taps row by row, then input channels), as a vector unit with one output channel per lane
-does it. That makes a result independent of tiles, threads and the width of the registers.
+A convolution of stride 1 keeps the size of its input. One of stride s makes every s-th pixel from the first one on. A
+tap beyond the border contributes 0. Only the float `conv2d` fuses: each output is a chain of fused multiply-adds in a
+fixed order (taps row by row, then input channels), as in a vector unit with one output channel per lane. So a result
+does not depend on tiles, threads and the width of the registers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bam_plugin.packed.ops.operation import MAX_DOWN, MAX_KERNEL, Arrays, Call, 
 
 
 def _overlap(height: int, width: int, down: int, right: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where output pixels have the tap (down, right) inside the map, and where that tap reads."""
+    """The output pixels that have the tap (down, right) inside the map, and the pixels that it reads."""
     inside = (
         slice(max(0, -down), max(0, min(height, height - down))),
         slice(max(0, -right), max(0, min(width, width - right))),
@@ -48,7 +48,7 @@ def fused_multiply_add(left: np.ndarray, right: np.ndarray, addend: np.ndarray) 
 
 
 def check_conv2d(call: Call) -> ValueType:
-    """conv2d: weight (O, I / groups, k, k), bias (O), optional; groups and stride where they are not 1."""
+    """conv2d: weight (O, I / groups, k, k), bias (O), optional; groups and stride if they are not 1."""
     (value,) = call.operands("float")
     groups = call.more_than_one("groups", value.channels)
     stride = call.more_than_one("stride", MAX_DOWN)
@@ -71,7 +71,7 @@ def conv2d(
 ) -> np.ndarray:
     """Float convolution: acc = bias (or 0); for each tap row by row, each channel: acc = fma(x, w, acc).
 
-    Taps beyond the border take part with x = 0, as they do in a map that was padded with zeros. Output channels of
+    Taps beyond the border count with x = 0, as in a map with a border of zeros. Output channels of
     group g read the channels of group g alone. The size is a multiple of `stride`.
     """
     height, width, _ = value.shape

@@ -1,7 +1,6 @@
-"""What one operation of a packed graph is: the record `Operation`, and what its functions are given.
+"""One operation of a packed graph: the record `Operation`, and the arguments of its functions.
 
-The builder and the file reader use the same records, so a graph that was read from a file is checked exactly as one
-that is being built.
+The builder and the file reader use the same records. So a graph from a file passes the same checks as a new one.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Call:
-    """What the check of an operation sees: the node, its operands' types and the tensors' arrays.
+    """The argument of an operation's check: the node, the types of its operands and the arrays of its tensors.
 
-    Its methods read one field each and raise InvalidGraphError, MissingTensorError or TensorShapeError. A field that
-    the check does not read is refused by `finish`.
+    Its methods read one field each and raise InvalidGraphError, MissingTensorError or TensorShapeError. `finish`
+    refuses a field that the check has not read.
     """
 
     def __init__(self, *, node: Node, types: Mapping[str, ValueType], tensors: Mapping[str, np.ndarray]):
@@ -60,7 +59,7 @@ class Call:
         return value
 
     def more_than_one(self, name: str, high: int) -> int:
-        """An attribute that is there only where it is an integer from 2 to `high`; else it is 1."""
+        """An attribute that is an integer from 2 to `high`, or missing and then 1."""
         return self.integer(name, 2, high) if name in self.node.attrs else 1
 
     def number(self, name: str) -> float:
@@ -133,13 +132,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Tile:
-    """What a kernel is told besides its operands, as plain values.
+    """The arguments of a kernel besides its operands, as plain values.
 
     `floats` and `integers` fill the fields f0.. and i0.. of an operation in C, `channels` (one number per channel) and
     then `tables` the pointers p0... Only the convolutions have arrays of a layout of their own, `weights`.
-    `kernel_name`: where one operation has several kernels. `swap`: the kernel takes the operands in the other order.
-    `reach`: rows around a row that the operand is read at, None where only the pixel itself is. `zoom`: rows of the
-    result for each row of the operand.
+    `kernel_name`: the kernel, if an operation has several. `swap`: the kernel takes the operands in the other order.
+    `reach`: rows around a row at which the kernel reads the operand; None if it reads only the pixel itself. `zoom`:
+    rows of the result for each row of the operand.
     """
 
     floats: tuple[float, ...] = ()
@@ -174,8 +173,8 @@ class Operation:
 
     `check(call)` reads the node's fields and returns the type of its value. `reference(*operands, **attributes,
     **tensors)` computes it on whole maps, and is the truth for every kernel. `tile(node, operand types, arrays by
-    role)` says what the kernel of the same name in csrc/tile_ops.h is told. `version`: the first version of the file
-    that has it; `newer`: attributes that a later version has added. `counts_channels`: the reference takes the
+    role)` gives the arguments of the kernel of the same name in csrc/tile_ops.h. `version`: the first version of the
+    file that has it; `newer`: attributes that a later version has added. `counts_channels`: the reference takes the
     operand's `channels`, too. `stored`: it may stand in a file.
     """
 
