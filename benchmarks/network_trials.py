@@ -149,12 +149,14 @@ def plain(
     change: Callable[[nn.Module], None] | None = None, stages: dict[str, int] | None = None, **options: Any
 ) -> Variant:
     """Twelve binary layers of 64 channels, no depthwise convolution, and what is given."""
-    return Variant(options={"depthwise": False, **options}, change=change, stages=stages or {})
+    return Variant(options={"head_kernel": 1, **options}, change=change, stages=stages or {})
 
 
 def planes(change: Callable[[nn.Module], None] | None = None, **options: Any) -> Variant:
     """Five steps of two layers beside each other, a depthwise convolution behind each, and what is given."""
-    return Variant(options={"num_group": 5, "num_planes": 2, **options}, change=change)
+    return Variant(
+        options={"num_group": 5, "num_planes": 2, "depthwise": True, "head_kernel": 1, **options}, change=change
+    )
 
 
 def full_precision(num_feat: int, num_conv: int) -> Variant:

@@ -4,8 +4,8 @@
     h = body(head(s))                              binary 3x3 layers with an identity path around each
     y = PixelShuffle(tail(h) + stem_tail(s)) + enlarged x
 
-Each float operation stands where it is cheap for what it gives: the convolutions between the two widths are 1x1, the
-3x3 convolutions are thin, and no full-precision convolution closes the body. Trials: docs/lab/networks.md.
+Each float operation stands where it is cheap for what it gives: 3x3 convolutions are thin, and no full-precision
+convolution closes the body. Trials: docs/lab/networks.md.
 
 The body is a sequence of groups, each a BinaryChain and, with `depthwise`, a DepthwiseResidual behind it. A group is an
 accumulation group of BAM; accumulation is off by default, since the identity path already carries the sum that eq. 9
@@ -39,13 +39,13 @@ class PlainBSROptions(ChainOptions, NetworkOptions):
     """Layers beside each other in place of each, with different thresholds, see BinaryChain."""
     plane_shift: float = 0.7
     """How far the thresholds of the planes start from the middle, see BinaryChain."""
-    depthwise: bool = True
+    depthwise: bool = False
     """A full-precision depthwise convolution behind each group, see DepthwiseResidual."""
     num_stem: int = 3
     """Full-precision 3x3 convolutions of the stem."""
     stem_feat: int = 16
     """Channels of the stem."""
-    head_kernel: int = 1
+    head_kernel: int = 3
     """Kernel of the convolution from the stem to the body."""
     tail_kernel: int = 1
     """Kernel of the convolution from the body to the output; that from the stem is 3."""

@@ -22,12 +22,12 @@ def convolutions(network):
 
 @torch.no_grad()
 def test_forward_is_the_sum_of_its_paths():
-    network = PlainBSR(upscale=3, num_planes=2, **SMALL).eval()
+    network = PlainBSR(upscale=3, num_planes=2, depthwise=True, **SMALL).eval()
     x = torch.rand(1, 3, 7, 6)
     stem = x
     for conv, act in zip(network.stem[::2], network.stem[1::2], strict=True):
         stem = F.prelu(F.conv2d(stem, conv.weight, conv.bias, padding=1), act.weight)
-    body = F.conv2d(stem, network.head.weight, network.head.bias)
+    body = F.conv2d(stem, network.head.weight, network.head.bias, padding=1)
     for part in network.body:
         body = part(body)
     sub_pixels = F.conv2d(body, network.tail.weight, network.tail.bias)
@@ -37,20 +37,22 @@ def test_forward_is_the_sum_of_its_paths():
 
 
 def test_body_has_the_groups_that_the_options_say():
-    network = PlainBSR(num_feat=8, num_group=3, num_convs=2, num_planes=2, num_stem=2, stem_feat=4)
+    network = PlainBSR(num_feat=8, num_group=3, num_convs=2, num_planes=2, depthwise=True, num_stem=2, stem_feat=4)
     assert len(network.body) == 6 and len(convolutions(network)) == 12 and len(network.stem) == 4
-    assert len(PlainBSR(depthwise=False, **SMALL).body) == 2
+    assert len(PlainBSR(**SMALL).body) == 2
     assert len(PlainBSR(**{**SMALL, "num_group": 0}).body) == 0
-    assert PlainBSR(head_kernel=3, **SMALL).head.kernel_size == (3, 3)
+    assert PlainBSR(head_kernel=1, **SMALL).head.kernel_size == (1, 1)
     assert PlainBSR(tail_kernel=3, **SMALL).tail.kernel_size == (3, 3)
 
 
 def test_default_network_has_the_counted_parameters():
     stem = (3 * 16 * 9 + 16 + 16) + 2 * (16 * 16 * 9 + 16 + 16)
     layer = 64 * 64 * 9 + 2 * 64 + 64  # latents, normalization, factors
+    ends = (16 * 64 * 9 + 64) + (64 * 48 + 48) + (16 * 48 * 9 + 48)
+    assert sum(value.numel() for value in PlainBSR().parameters()) == stem + 12 * layer + ends
     depthwise = 64 * 9 + 64 + 64
-    ends = (16 * 64 + 64) + (64 * 48 + 48) + (16 * 48 * 9 + 48)
-    assert sum(value.numel() for value in PlainBSR().parameters()) == stem + 12 * (layer + depthwise) + ends
+    more = PlainBSR(num_group=2, depthwise=True)
+    assert sum(value.numel() for value in more.parameters()) == stem + 2 * (layer + depthwise) + ends
 
 
 def test_accumulation_is_an_option():

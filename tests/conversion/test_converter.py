@@ -263,8 +263,8 @@ def test_readings_of_bsrn(options):
     [
         {"num_planes": 2},
         {"accumulate_weights": True, "accumulate_activations": True},
-        {"depthwise": False},
-        {"binarizer": "bbcu", "head_kernel": 3, "tail_kernel": 3, "upscale": 2},
+        {"depthwise": True},
+        {"binarizer": "bbcu", "head_kernel": 1, "tail_kernel": 3, "upscale": 2},
     ],
 )
 def test_plainbsr(options):

@@ -20,7 +20,7 @@ SMALL_BSRN = {
 SMALL_ARCHS = {
     "BBCU": {"num_feat": 8, "num_block": 2},
     "BSRN": {"num_feat": 8, "num_hpb": 2},
-    "PlainBSR": {"num_feat": 8, "num_group": 2, "num_convs": 2, "stem_feat": 4},
+    "PlainBSR": {"num_feat": 8, "num_group": 2, "num_convs": 2, "stem_feat": 4, "depthwise": True},
     "SRResNet": {"num_feat": 8, "num_block": 2},
     "VDSR": {"num_feat": 8, "num_layers": 8},
 }
