@@ -2,7 +2,8 @@
 #   make demo   train a small binary network on photos, convert it to packed bits, upscale with it   (demo/)
 #   make test   the test suite
 #   make docs   the site, from README, docs/ and the docstrings   (site/)
-#   make lint   ruff and pyright
+#   make lint   what ruff, clang-format and pyright complain of
+#   make format ruff and clang-format lay out the sources
 #   make clean  remove .venv and everything that the targets above made
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -10,10 +11,11 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
 	&& { echo $$python; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+C_FILES = $(shell git ls-files '*.c' '*.h')
 # The tested versions are for Python 3.11; other versions resolve the ranges in pyproject.toml.
 PINS = $(shell $(BIN)/python -c 'import sys; print("-c requirements.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: all demo test docs lint clean
+.PHONY: all demo test docs lint format clean
 all: $(INSTALLED)
 
 # torch comes first and build isolation is off, because basicsr's setup.py imports torch: isolated, pip would download a
@@ -38,7 +40,12 @@ docs: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/pyright
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
 
 clean:
 	rm -rf .venv demo build site *.egg-info bam_plugin/engine/_kernels* bam_plugin/nn/fast/_training*

@@ -41,7 +41,7 @@ typedef struct {
 static int count_ones(uint64_t word) {
     int count = 0;
     for (; word; word &= word - 1) count++; /* clears the lowest 1 */
-    return count; /* the engine counts 16 words with one instruction */
+    return count;                           /* the engine counts 16 words with one instruction */
 }
 
 /* 64 floats become one word. BatchNorm is in the threshold, so that no multiplication is needed. */

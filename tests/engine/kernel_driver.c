@@ -56,7 +56,8 @@ int main(int argc, char **argv) {
         bam_op *ops = moved(stages[s].ops);
         stages[s].ops = ops;
         for (int k = 0; k < stages[s].op_count; k++) {
-            const void **pointers[] = {&ops[k].p0, &ops[k].p1, &ops[k].p2, &ops[k].p3, &ops[k].p4, &ops[k].p5, &ops[k].p6};
+            const void **pointers[] = {&ops[k].p0, &ops[k].p1, &ops[k].p2, &ops[k].p3,
+                                       &ops[k].p4, &ops[k].p5, &ops[k].p6};
             for (int p = 0; p < 7; p++) *pointers[p] = moved(*pointers[p]);
         }
     }

@@ -17,11 +17,11 @@
 
 /* Numbers of the layouts. Python reads them by name (engine.c), and has none of them written down again. */
 enum {
-    BAM_GROUP = 16,        /* floats: wide pixels are padded to a multiple; also the lanes of a channel mean */
-    BAM_NARROW = 8,        /* pixels of fewer channels are stored without padding */
-    BAM_MAX_KERNEL = 31,   /* edge of a kernel */
-    BAM_MAX_TILE = 48,     /* pixels of a tile */
-    BAM_MAX_PATCH = 31,    /* words of a patch, see tile_patch.h; odd, as are all numbers of words */
+    BAM_GROUP = 16,      /* floats: wide pixels are padded to a multiple; also the lanes of a channel mean */
+    BAM_NARROW = 8,      /* pixels of fewer channels are stored without padding */
+    BAM_MAX_KERNEL = 31, /* edge of a kernel */
+    BAM_MAX_TILE = 48,   /* pixels of a tile */
+    BAM_MAX_PATCH = 31,  /* words of a patch, see tile_patch.h; odd, as are all numbers of words */
     BAM_MAX_THREADS = 256,
     BAM_BYTE_ZERO = 128,   /* what a byte of an integer map holds for 0, see tile_int.h */
     BAM_SLACK_PIXELS = 16, /* pixels behind an integer map that the last group of a row may read */
@@ -75,9 +75,9 @@ typedef void bam_tile_function(const bam_stage *stage, const bam_map *maps, uint
 
 typedef struct {
     const char *name;
-    int lanes; /* output channels of one register: the block size of repacked weights */
+    int lanes;       /* output channels of one register: the block size of repacked weights */
     int max_vectors; /* registers of output channels that the float convolution keeps at once */
-    int dot_bytes; /* whether 8-bit integers are stored as bytes */
+    int dot_bytes;   /* whether 8-bit integers are stored as bytes */
     int (*supported)(void);
     bam_tile_function *tile;
     const bam_operation *operations; /* the same names in the same order for all */

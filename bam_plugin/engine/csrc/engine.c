@@ -41,10 +41,14 @@ int bam_number(const char *name) {
         const char *name;
         int value;
     } numbers[] = {
-        {"group", BAM_GROUP},           {"narrow", BAM_NARROW},
-        {"max_kernel", BAM_MAX_KERNEL}, {"max_tile", BAM_MAX_TILE},
-        {"max_patch", BAM_MAX_PATCH},   {"max_threads", BAM_MAX_THREADS},
-        {"byte_zero", BAM_BYTE_ZERO},   {"slack_pixels", BAM_SLACK_PIXELS},
+        {"group", BAM_GROUP},
+        {"narrow", BAM_NARROW},
+        {"max_kernel", BAM_MAX_KERNEL},
+        {"max_tile", BAM_MAX_TILE},
+        {"max_patch", BAM_MAX_PATCH},
+        {"max_threads", BAM_MAX_THREADS},
+        {"byte_zero", BAM_BYTE_ZERO},
+        {"slack_pixels", BAM_SLACK_PIXELS},
         {"float_slack", BAM_FLOAT_SLACK},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
@@ -130,7 +134,11 @@ static void *work(void *argument) {
 int bam_run(int isa, const bam_stage *stages, int stage_count, const bam_map *maps, uint8_t *scratch,
             int64_t scratch_bytes, int threads) {
     if (threads > BAM_MAX_THREADS) threads = BAM_MAX_THREADS;
-    job_t job = {.isa = table[isa], .stages = stages, .maps = maps, .scratch = scratch, .scratch_bytes = scratch_bytes,
+    job_t job = {.isa = table[isa],
+                 .stages = stages,
+                 .maps = maps,
+                 .scratch = scratch,
+                 .scratch_bytes = scratch_bytes,
                  .stage_count = stage_count};
     worker_t workers[BAM_MAX_THREADS];
     pthread_t handles[BAM_MAX_THREADS];

@@ -41,8 +41,8 @@ static inline __attribute__((always_inline)) void vi_store_halves(uint8_t *p, __
 }
 #define vi_store_bytes(p, a) vi_store_halves(p, a)
 
-static inline __attribute__((always_inline)) __m256i vw_carry(__m256i x0, __m256i x1, __m256i x2, __m256i w0, __m256i w1,
-                                                              __m256i w2) {
+static inline __attribute__((always_inline)) __m256i vw_carry(__m256i x0, __m256i x1, __m256i x2, __m256i w0,
+                                                              __m256i w1, __m256i w2) {
     const __m256i differ = _mm256_and_si256(_mm256_xor_si256(x1, w1), _mm256_xor_si256(x2, w2));
     return _mm256_xor_si256(_mm256_xor_si256(differ, x0), w0);
 }

@@ -47,8 +47,8 @@ static inline __attribute__((always_inline)) __m512i vi_dot_bytes(__m512i sum, _
 #define BAM_REGISTER(a) "+v"(a)
 #define BAM_MAX_VECTORS 4
 #define BAM_PIXELS(v) ((v) == 1 ? 16 : (v) == 2 ? 12 : (v) == 3 ? 8 : 6)
-static inline __attribute__((always_inline)) __m512i vw_carry(__m512i x0, __m512i x1, __m512i x2, __m512i w0, __m512i w1,
-                                                              __m512i w2) {
+static inline __attribute__((always_inline)) __m512i vw_carry(__m512i x0, __m512i x1, __m512i x2, __m512i w0,
+                                                              __m512i w1, __m512i w2) {
     const __m512i differ = _mm512_ternarylogic_epi32(_mm512_xor_si512(x1, w1), x2, w2, 0x60); /* a & (b ^ c) */
     return _mm512_ternarylogic_epi32(differ, x0, w0, 0x96);                                   /* a ^ b ^ c */
 }

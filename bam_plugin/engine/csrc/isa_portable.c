@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+/* One line an operation. */
+/* clang-format off */
 #define BAM_LANES 4
 typedef struct { float v[4]; } VF;
 typedef struct { int32_t v[4]; } VI;
@@ -77,6 +79,7 @@ FN int32_t popcount(uint32_t x) {
     return (int32_t)(((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24);
 }
 FN VC vc_add(VC c, VW a) { for (int l = 0; l < 4; l++) c.v[l] += popcount(a.v[l]); return c; }
+/* clang-format on */
 #define vc_total(c) (c)
 #define BAM_REGISTERS 16
 #define VC_STEPS (1 << 30)
@@ -86,4 +89,5 @@ FN VC vc_add(VC c, VW a) { for (int l = 0; l < 4; l++) c.v[l] += popcount(a.v[l]
 #include "tile_ops.h"
 
 static int supported(void) { return 1; }
-const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES, supported, RUN_TILE, count_steps};
+const bam_isa bam_isa_portable = {"portable", BAM_LANES, BAM_MAX_VECTORS, BAM_DOT_BYTES,
+                                  supported,  RUN_TILE,  count_steps};

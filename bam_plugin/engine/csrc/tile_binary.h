@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     const uint64_t *rows[MAX_KERNEL];
     int64_t pixel_words;
-    int kernel, run; /* run: words of a row of taps */
+    int kernel, run;                                     /* run: words of a row of taps */
     int segment_count, count, blocks, stride, out_bytes; /* out_bytes: of a pixel's signs */
     int once;                                            /* differing bits count once: signs are 0 and 1 */
     const uint32_t *weights;
@@ -40,7 +40,7 @@ typedef struct {
     patch_t patch;
 } binary_conv_t;
 
-enum { ADDS = 1, STORES = 2, SIGNS = 4 };                  /* what a convolution does with its sums */
+enum { ADDS = 1, STORES = 2, SIGNS = 4 };                     /* what a convolution does with its sums */
 enum { ANY = -1, POINT = 0, PATCH = 99 /* PATCH or 1 .. */ }; /* how it counts; a number of adders is that patch */
 
 /* One half of a word for all lanes. */

@@ -4,12 +4,12 @@
 
 typedef struct {
     const float *rows[MAX_KERNEL], *weights, *bias; /* weights: (steps, vectors * BAM_LANES) of the current chunk */
-    int64_t pixel, column, out_stride; /* floats from one pixel, and from one tap, to the next */
-    int kernel, columns, run;          /* taps in a row are `columns` times `run` floats in one piece */
-    const float *rows2[MAX_KERNEL];    /* a second map, whose channels follow those of the first one */
+    int64_t pixel, column, out_stride;              /* floats from one pixel, and from one tap, to the next */
+    int kernel, columns, run;                       /* taps in a row are `columns` times `run` floats in one piece */
+    const float *rows2[MAX_KERNEL];                 /* a second map, whose channels follow those of the first one */
     int64_t pixel2, column2;
-    int run2; /* 0 where there is none */
-    int count, lanes;                  /* lanes: output channels from the chunk's first one on */
+    int run2;         /* 0 where there is none */
+    int count, lanes; /* lanes: output channels from the chunk's first one on */
     float *out;
 } conv_t;
 
@@ -18,7 +18,7 @@ INLINE const float *conv_run(const float *in, int64_t pixel, int run, const floa
                              const int vectors, const int pixels) {
     for (int j = 0; j < run; j++, weights += vectors * BAM_LANES) {
         VF w[4];
-        UNROLL for (int v = 0; v < vectors; v++) w[v] = vf_load(weights + v * BAM_LANES);
+    UNROLL for (int v = 0; v < vectors; v++) w[v] = vf_load(weights + v * BAM_LANES);
         UNROLL for (int p = 0; p < pixels; p++) {
             const VF a = vf_set1(in[p * pixel + j]);
             UNROLL for (int v = 0; v < vectors; v++) sum[p][v] = vf_fma(a, w[v], sum[p][v]);

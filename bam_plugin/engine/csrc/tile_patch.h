@@ -54,8 +54,8 @@ INLINE void carry_save(patch_t patch, int words, int count) {
 }
 
 /* The three words a, b, c of an adder and their sum, in place of the words. */
-#define ADD_UP(K, A, B, C)                                                                   \
-    const uint64_t a##K = A, b##K = a##K ^ (B), c##K = C, sum##K = b##K ^ c##K;               \
+#define ADD_UP(K, A, B, C)                                                      \
+    const uint64_t a##K = A, b##K = a##K ^ (B), c##K = C, sum##K = b##K ^ c##K; \
     patch[3 * K][p] = a##K, patch[3 * K + 1][p] = b##K, patch[3 * K + 2][p] = a##K ^ c##K
 
 /* 3x3 of 64 channels in one pass: a word is a tap. */
@@ -86,8 +86,14 @@ INLINE void patch_3x3_48(uint64_t (*restrict patch)[MAX_TILE], const uint64_t *r
 /* Fills `patch` for the pixels of a tile; `rows`: first tap of the first pixel in each row, `step`: words of a pixel. */
 NOINLINE void make_patch(patch_t patch, const uint64_t *const *rows, int count, int kernel, int channels, int64_t step,
                          int words) {
-    if (kernel == 3 && channels == 64) { patch_3x3_64(patch, rows[0], rows[1], rows[2], count); return; }
-    if (kernel == 3 && channels == 48) { patch_3x3_48(patch, rows[0], rows[1], rows[2], count); return; }
+    if (kernel == 3 && channels == 64) {
+        patch_3x3_64(patch, rows[0], rows[1], rows[2], count);
+        return;
+    }
+    if (kernel == 3 && channels == 48) {
+        patch_3x3_48(patch, rows[0], rows[1], rows[2], count);
+        return;
+    }
     if (step == 1)
         gather_signs(patch, rows, count, kernel, channels, 1);
     else

@@ -81,8 +81,8 @@ INLINE vf through_sign(vf g, int estimator, vf v) {
 /* -- statistics of the batch ----------------------------------------------------------------------------------------- */
 
 /* Adds the sums over the pixels of x - first and its square to `sums` (2, channels). */
-INLINE void statistics_block(
-    const float *x, const float *first, double *sums, int64_t begin, int64_t end, int channels, int c) {
+INLINE void statistics_block(const float *x, const float *first, double *sums, int64_t begin, int64_t end, int channels,
+                             int c) {
     vf total = {0}, square = {0}, origin = load(first + c);
     for (int64_t p = begin; p < end; p++) {
         vf offset = load(x + p * channels + c) - origin;
@@ -95,8 +95,8 @@ INLINE void statistics_block(
     }
 }
 
-CLONES static void statistics_part(
-    const float *x, const float *first, double *sums, int64_t begin, int64_t end, int channels) {
+CLONES static void statistics_part(const float *x, const float *first, double *sums, int64_t begin, int64_t end,
+                                   int channels) {
     for (int c = 0; c < 2 * channels; c++) sums[c] = 0.0;
     for (int64_t start = begin; start < end; start += RUN) {
         int64_t stop = start + RUN < end ? start + RUN : end;
@@ -106,14 +106,14 @@ CLONES static void statistics_part(
 
 /* -- signs of the folded normalization ------------------------------------------------------------------------------- */
 
-INLINE void sign_block(
-    const float *x, const float *slope, const float *shift, void *out, int half, int64_t row, int c) {
+INLINE void sign_block(const float *x, const float *slope, const float *shift, void *out, int half, int64_t row,
+                       int c) {
     vf value = normalized(load(x + row + c), load(slope + c), load(shift + c));
     store_map(out, half, row + c, signs_of(value));
 }
 
-CLONES static void signs_part(
-    const float *x, const float *slope, const float *shift, void *out, int half, int64_t begin, int64_t end, int channels) {
+CLONES static void signs_part(const float *x, const float *slope, const float *shift, void *out, int half,
+                              int64_t begin, int64_t end, int channels) {
     if (half)
         for (int64_t p = begin; p < end; p++) EACH_BLOCK sign_block(x, slope, shift, out, 1, p * channels, c);
     else
@@ -126,8 +126,8 @@ INLINE void scale_block(const void *map, int half, const float *scale, float *ou
     store(out + row + c, load_map(map, half, row + c) * load(scale + c));
 }
 
-CLONES static void scale_part(
-    const void *map, int half, const float *scale, float *out, int64_t begin, int64_t end, int channels) {
+CLONES static void scale_part(const void *map, int half, const float *scale, float *out, int64_t begin, int64_t end,
+                              int channels) {
     if (half)
         for (int64_t p = begin; p < end; p++) EACH_BLOCK scale_block(map, 1, scale, out, p * channels, c);
     else
@@ -151,8 +151,7 @@ INLINE vf norm_gradient(const sign_t *s, int half, int estimator, int64_t row, i
 }
 
 /* Adds the sums over the pixels of g and g (x - mean), g being the gradient of BN(x), to `sums` (2, channels). */
-INLINE void sum_block(
-    const sign_t *s, int half, int estimator, double *sums, int64_t begin, int64_t end, int c) {
+INLINE void sum_block(const sign_t *s, int half, int estimator, double *sums, int64_t begin, int64_t end, int c) {
     vf total = {0}, moment = {0}, offset;
     for (int64_t p = begin; p < end; p++) {
         vf g = norm_gradient(s, half, estimator, p * s->channels, c, &offset);
@@ -174,29 +173,39 @@ INLINE void sum_rows(const sign_t *s, int half, int estimator, double *sums, int
 }
 
 /* The gradient of x: factor (g - less - (x - mean) tilt), parameters of channels in `rows` (3, channels). */
-INLINE void input_block(
-    const sign_t *s, int half, int estimator, const float *rows, float *out, int64_t row, int c) {
+INLINE void input_block(const sign_t *s, int half, int estimator, const float *rows, float *out, int64_t row, int c) {
     vf offset, g = norm_gradient(s, half, estimator, row, c, &offset);
     vf factor = load(rows + c), less = load(rows + s->channels + c);
     vf tilt = load(rows + 2 * s->channels + c);
     store(out + row + c, factor * (g - less - offset * tilt));
 }
 
-INLINE void input_rows(
-    const sign_t *s, int half, int estimator, const float *rows, float *out, int64_t begin, int64_t end) {
+INLINE void input_rows(const sign_t *s, int half, int estimator, const float *rows, float *out, int64_t begin,
+                       int64_t end) {
     int channels = s->channels;
-    for (int64_t p = begin; p < end; p++)
-        EACH_BLOCK input_block(s, half, estimator, rows, out, p * channels, c);
+    for (int64_t p = begin; p < end; p++) EACH_BLOCK input_block(s, half, estimator, rows, out, p * channels, c);
 }
 
-#define OF_ITS_KIND(call)                                \
-    switch (s->estimator * 2 + (s->half != 0)) {         \
-    case CLIP * 2: call(0, CLIP); break;                 \
-    case CLIP * 2 + 1: call(1, CLIP); break;             \
-    case IDENTITY * 2: call(0, IDENTITY); break;         \
-    case IDENTITY * 2 + 1: call(1, IDENTITY); break;     \
-    case POLYNOMIAL * 2: call(0, POLYNOMIAL); break;     \
-    case POLYNOMIAL * 2 + 1: call(1, POLYNOMIAL); break; \
+#define OF_ITS_KIND(call)                        \
+    switch (s->estimator * 2 + (s->half != 0)) { \
+    case CLIP * 2:                               \
+        call(0, CLIP);                           \
+        break;                                   \
+    case CLIP * 2 + 1:                           \
+        call(1, CLIP);                           \
+        break;                                   \
+    case IDENTITY * 2:                           \
+        call(0, IDENTITY);                       \
+        break;                                   \
+    case IDENTITY * 2 + 1:                       \
+        call(1, IDENTITY);                       \
+        break;                                   \
+    case POLYNOMIAL * 2:                         \
+        call(0, POLYNOMIAL);                     \
+        break;                                   \
+    case POLYNOMIAL * 2 + 1:                     \
+        call(1, POLYNOMIAL);                     \
+        break;                                   \
     }
 
 CLONES static void sums_part(const sign_t *s, double *sums, int64_t begin, int64_t end) {
@@ -206,7 +215,7 @@ CLONES static void sums_part(const sign_t *s, double *sums, int64_t begin, int64
 #undef CALL
 }
 
-CLONES static void input_part(const sign_t *s, const float *rows, float *out, int64_t begin, int64_t end) {
+CLONES static void input_part(const sign_t *s, const float *rows, float *out, int64_t begin, int64_t end){
 #define CALL(half, estimator) input_rows(s, half, estimator, rows, out, begin, end)
     OF_ITS_KIND(CALL)
 #undef CALL
@@ -225,8 +234,8 @@ INLINE float mean_of(const float *row, int magnitude, int channels) {
     return sum_of(sums) / (float)channels;
 }
 
-INLINE void weigh_rows(
-    const float *x, float scale, float offset, int magnitude, float *out, int64_t begin, int64_t end, int channels) {
+INLINE void weigh_rows(const float *x, float scale, float offset, int magnitude, float *out, int64_t begin, int64_t end,
+                       int channels) {
     for (int64_t p = begin; p < end; p++) {
         const float *row = x + p * channels;
         float *target = out + p * channels;
@@ -235,8 +244,8 @@ INLINE void weigh_rows(
     }
 }
 
-CLONES static void weigh_part(
-    const float *x, float scale, float offset, int magnitude, float *out, int64_t begin, int64_t end, int channels) {
+CLONES static void weigh_part(const float *x, float scale, float offset, int magnitude, float *out, int64_t begin,
+                              int64_t end, int channels) {
     if (magnitude)
         weigh_rows(x, scale, offset, 1, out, begin, end, channels);
     else
@@ -247,9 +256,8 @@ INLINE vf through_mean(vf x, float grad_mean, int magnitude) {
     return magnitude ? signs_or_zero(x) * grad_mean : (vf){0} + grad_mean;
 }
 
-INLINE double weigh_backward_rows(
-    const float *grad, const float *x, float scale, float offset, int magnitude, float *out, int64_t begin, int64_t end,
-    int channels) {
+INLINE double weigh_backward_rows(const float *grad, const float *x, float scale, float offset, int magnitude,
+                                  float *out, int64_t begin, int64_t end, int channels) {
     double grad_scale = 0.0;
     for (int64_t p = begin; p < end; p++) {
         const float *row = x + p * channels, *given = grad + p * channels;
@@ -267,16 +275,16 @@ INLINE double weigh_backward_rows(
     return grad_scale;
 }
 
-CLONES static double weigh_backward_part(
-    const float *grad, const float *x, float scale, float offset, int magnitude, float *out, int64_t begin, int64_t end,
-    int channels) {
+CLONES static double weigh_backward_part(const float *grad, const float *x, float scale, float offset, int magnitude,
+                                         float *out, int64_t begin, int64_t end, int channels) {
     return magnitude ? weigh_backward_rows(grad, x, scale, offset, 1, out, begin, end, channels)
                      : weigh_backward_rows(grad, x, scale, offset, 0, out, begin, end, channels);
 }
 
 /* -- what Python calls ----------------------------------------------------------------------------------------------- */
 
-#define PARTS _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int part = 0; part < threads; part++)
+#define PARTS \
+    _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int part = 0; part < threads; part++)
 #define BEGIN (pixels * part / threads)
 #define END (pixels * (part + 1) / threads)
 
@@ -284,10 +292,9 @@ int bam_training_abi_version(void) { return ABI_VERSION; }
 
 /* Batch normalization of x, folded: x slope + shift. Into mean, inverse_deviation, slope and shift; moves the running
  * statistics. `work` holds (threads, 2, channels) doubles. */
-void bam_fold(
-    const float *x, const float *gamma, const float *beta, float *running_mean, float *running_var, double momentum,
-    double eps, double *work, float *mean, float *inverse_deviation, float *slope, float *shift, int64_t pixels,
-    int channels, int threads) {
+void bam_fold(const float *x, const float *gamma, const float *beta, float *running_mean, float *running_var,
+              double momentum, double eps, double *work, float *mean, float *inverse_deviation, float *slope,
+              float *shift, int64_t pixels, int channels, int threads) {
     /* Offsets from a value of the channel: squares of a mean far from zero would drown the variance. */
     PARTS statistics_part(x, x, work + (int64_t)part * 2 * channels, BEGIN, END, channels);
     for (int c = 0; c < channels; c++) {
@@ -310,23 +317,22 @@ void bam_fold(
 }
 
 /* out = Sign(x slope + shift). */
-void bam_signs(
-    const float *x, const float *slope, const float *shift, void *out, int half, int64_t pixels, int channels, int threads) {
+void bam_signs(const float *x, const float *slope, const float *shift, void *out, int half, int64_t pixels,
+               int channels, int threads) {
     PARTS signs_part(x, slope, shift, out, half, BEGIN, END, channels);
 }
 
 /* out = map scale, float32. */
-void bam_scale(
-    const void *map, int half, const float *scale, float *out, int64_t pixels, int channels, int threads) {
+void bam_scale(const void *map, int half, const float *scale, float *out, int64_t pixels, int channels, int threads) {
     PARTS scale_part(map, half, scale, out, BEGIN, END, channels);
 }
 
 /* The gradients of y = Sign(BN(x)) with the statistics of the batch, into out, grad_gamma and grad_beta. `work` holds
  * (threads, 2, channels) doubles and `rows` (3, channels) floats. */
-void bam_norm_sign_backward(
-    const void *grad, int half, const float *x, const float *slope, const float *shift, const float *mean,
-    const float *inverse_deviation, const float *gamma, int estimator, double *work, float *rows, float *out,
-    float *grad_gamma, float *grad_beta, int64_t pixels, int channels, int threads) {
+void bam_norm_sign_backward(const void *grad, int half, const float *x, const float *slope, const float *shift,
+                            const float *mean, const float *inverse_deviation, const float *gamma, int estimator,
+                            double *work, float *rows, float *out, float *grad_gamma, float *grad_beta, int64_t pixels,
+                            int channels, int threads) {
     sign_t s = {grad, x, slope, shift, mean, half, estimator, channels};
     PARTS sums_part(&s, work + (int64_t)part * 2 * channels, BEGIN, END);
     for (int c = 0; c < channels; c++) {
@@ -345,15 +351,14 @@ void bam_norm_sign_backward(
 }
 
 /* out = x (offset + scale E), E the mean (magnitude) of a pixel. */
-void bam_weigh(
-    const float *x, float scale, float offset, int magnitude, float *out, int64_t pixels, int channels, int threads) {
+void bam_weigh(const float *x, float scale, float offset, int magnitude, float *out, int64_t pixels, int channels,
+               int threads) {
     PARTS weigh_part(x, scale, offset, magnitude, out, BEGIN, END, channels);
 }
 
 /* The gradient of x into out; returns that of scale. `work` holds `threads` doubles. */
-double bam_weigh_backward(
-    const float *grad, const float *x, float scale, float offset, int magnitude, double *work, float *out, int64_t pixels,
-    int channels, int threads) {
+double bam_weigh_backward(const float *grad, const float *x, float scale, float offset, int magnitude, double *work,
+                          float *out, int64_t pixels, int channels, int threads) {
     PARTS work[part] = weigh_backward_part(grad, x, scale, offset, magnitude, out, BEGIN, END, channels);
     double total = 0.0;
     for (int part = 0; part < threads; part++) total += work[part];
