@@ -20,7 +20,7 @@ from bam_plugin.pictures.apng_stream import ApngStream
 from bam_plugin.pictures.decode import has_alpha
 from bam_plugin.pictures.errors import DamagedPictureError, PictureTooLargeError, PictureWriteError
 from bam_plugin.pictures.formats import PictureFormat, format_of
-from bam_plugin.pictures.read import MAX_PIXELS, decoding, frame_count, opened
+from bam_plugin.pictures.read import MAX_PIXELS, decoding, frame_count, opened, pixel_limit
 from bam_plugin.pictures.write import check_size, encoder_of, with_palette
 
 DEFAULT_DURATION = 100.0
@@ -50,7 +50,7 @@ class Animation:
         """The frames as a viewer shows them: uint8 (H, W, 3), or (H, W, 4) with `alpha`. Raises `PictureError`."""
         with opened(self.path, max_pixels=self.max_pixels) as image:
             for number in _numbers(image):
-                with decoding(self.path):
+                with decoding(self.path), pixel_limit(self.max_pixels):
                     image.seek(number)
                     if image.size != self.size:
                         raise DamagedPictureError(f"{self.path}: its frame {number + 1} is larger than the first one")
@@ -71,8 +71,9 @@ def read_animation(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> 
             )
         durations, alpha = [], False
         for number in numbers:
-            image.seek(number)
-            image.load()
+            with pixel_limit(max_pixels):  # a later frame may be larger than the canvas
+                image.seek(number)
+                image.load()
             durations.append(float(image.info.get("duration") or DEFAULT_DURATION))
             if not alpha and has_alpha(image):
                 alpha = bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)

@@ -188,9 +188,7 @@ def _checked(path: str | os.PathLike) -> Path:
 @contextlib.contextmanager
 def _open(source: Path | io.BytesIO, path: str | os.PathLike, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
     """Open with Pillow, which reads the header, and check the size before any pixel is decoded."""
-    with decoding(path), _pillow_limit:
-        # Pillow checks sizes before it allocates, by a limit in a module variable: it refuses more than twice of that.
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, math.ceil(max_pixels / 2)
+    with decoding(path), pixel_limit(max_pixels):
         try:
             image = Image.open(source, formats=_decoders())
         except Image.UnidentifiedImageError as error:
@@ -200,12 +198,24 @@ def _open(source: Path | io.BytesIO, path: str | os.PathLike, max_pixels: int) -
         except Image.DecompressionBombError as error:
             found = re.search(r"\((\d+) pixels\)", str(error))
             raise _too_large(path, int(found[1]) if found else None, max_pixels) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
     with image:
         if image.width * image.height > max_pixels:
             raise _too_large(path, image.width * image.height, max_pixels)
         yield image
+
+
+@contextlib.contextmanager
+def pixel_limit(max_pixels: int) -> Iterator[None]:
+    """Within the block Pillow refuses larger pictures and frames before it allocates them.
+
+    Its limit is a variable of its module, and it refuses what has more than twice as many pixels. One thread at a time.
+    """
+    with _pillow_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, math.ceil(max_pixels / 2)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _too_large(path: str | os.PathLike, pixels: int | None, max_pixels: int) -> PictureTooLargeError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -178,6 +180,30 @@ def test_too_many_frames_are_refused(tmp_path, upscaler, monkeypatch):
     monkeypatch.setattr("bam_plugin.pictures.animation._MOST_FRAMES", 3)
     with pytest.raises(PictureTooLargeError, match="4 frames of 24 x 18 pixels exceed 3 times"):
         upscaler.upscale_file(path, tmp_path / "b.gif", max_pixels=24 * 18)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see the largest memory")
+def test_a_later_frame_is_refused_before_it_is_filled(tmp_path):
+    def frame(side: int) -> bytes:
+        # Disposed of to the background; one clear pixel of LZW data.
+        control = b"\x21\xf9\x04\x08\x0a\0\0\0"
+        return control + b"\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\0"
+
+    header = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
+    (tmp_path / "bomb.gif").write_bytes(header + frame(1) + frame(12_000) + frame(12_000) + b"\x3b")
+    code = (
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from bam_plugin.pictures.animation import read_animation\n"
+        "from bam_plugin.pictures.errors import PictureError\n"
+        "try:\n"
+        "    read_animation(sys.argv[1], max_pixels=1_000_000)\n"
+        "except PictureError:\n"
+        "    print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "bomb.gif"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200_000  # KiB; 12,000 x 12,000 pixels alone take 140,000, and 576,000 as colour
 
 
 def test_a_damaged_animation_leaves_nothing_behind(tmp_path, upscaler):
