@@ -24,7 +24,23 @@ _PUBLIC = {
     "quantize": "bam_plugin.conversion.quantization",
 }
 """Public name -> the module that defines it. No room of the house may have one of these names."""
-_ROOMS = ("archs", "config", "data", "engine", "errors", "models", "nn", "optim", "packed")
+_ROOMS = (
+    *(
+        "archs",
+        "bench",
+        "commands",
+        "config",
+        "conversion",
+        "data",
+        "engine",
+        "errors",
+        "files",
+        "mixed",
+        "models",
+        "nn",
+    ),
+    *("optim", "packed", "pictures", "serve", "toolbox", "train", "upscale"),
+)
 __all__ = ["__version__", *_PUBLIC, *_ROOMS]
 
 

@@ -105,9 +105,11 @@ def test_public_names_resolve_lazily_and_unknown_names_fail() -> None:
 
 def test_no_room_has_a_public_name() -> None:
     # A room that is imported would take the name's place.
-    from bam_plugin import _PUBLIC
+    from bam_plugin import _PUBLIC, _ROOMS
 
-    assert not set(_PUBLIC) & {room_of(module) for module in modules_of(PACKAGE)}
+    rooms = {room_of(module) for module in modules_of(PACKAGE)}
+    assert not set(_PUBLIC) & rooms
+    assert set(_ROOMS) == rooms - {"", "cli", "__main__"}
 
 
 def test_every_command_has_a_module_with_help() -> None:

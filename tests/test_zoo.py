@@ -64,3 +64,10 @@ def test_each_network_reaches_its_stated_value(file, data_root):
         values.append(calculate_psnr_y(large[:, :, ::-1], original, crop_border=file.scale))
     assert len(values) == 5
     assert np.mean(values) == pytest.approx(upscaler.model.metadata["metrics"]["Set5"]["psnr"], abs=0.005)
+
+
+def test_the_example_of_upscaler_names_a_network_that_is_there() -> None:
+    from bam_plugin.upscale import upscaler
+
+    (name,) = re.findall(r'Upscaler\("(\w+)"\)', upscaler.__doc__ or "")
+    assert find_model(name).is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from bam_plugin.config.problems import KeyPath
 
@@ -16,11 +16,10 @@ def shorten_schedule(values: dict[str, Any], forced: Mapping[KeyPath, Any]) -> l
 
     Whoever forces a key of the scheduler, too, has chosen its lengths. Returns one note for each changed length.
     """
-    train, wanted = values.get("train"), forced.get(_TOTAL)
-    scheduler = train.get("scheduler") if isinstance(train, dict) else None
+    train: dict[str, Any] = values["train"] if isinstance(values.get("train"), dict) else {}
+    scheduler, total, wanted = train.get("scheduler"), train.get("total_iter"), forced.get(_TOTAL)
     if not isinstance(scheduler, dict) or any(key[:2] == ("train", "scheduler") for key in forced):
         return []
-    total = train.get("total_iter")
     if not _is_length(total) or not _is_length(wanted) or wanted >= total:
         return []
 
@@ -40,5 +39,5 @@ def shorten_schedule(values: dict[str, Any], forced: Mapping[KeyPath, Any]) -> l
     return notes
 
 
-def _is_length(value: Any) -> bool:
+def _is_length(value: Any) -> TypeGuard[int]:
     return type(value) is int and value > 0
