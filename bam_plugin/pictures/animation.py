@@ -1,7 +1,7 @@
 """Animations (GIF, APNG, WebP): every frame as a whole picture with its duration, read and written one at a time.
 
-Frames are what a viewer shows: partial frames are laid over those before them, as their format says. A GIF's pictures
-have up to 256 colours a frame and parts that are clear or not; what is written as GIF is reduced to that.
+A frame is the whole picture that a viewer shows: a partial frame lies over those before it, as its format says. A GIF
+has up to 256 colours a frame, and its pixels are clear or opaque. A result in GIF is reduced to that.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from bam_plugin.pictures.read import MAX_PIXELS, decoding, frame_count, opened, 
 from bam_plugin.pictures.write import check_size, encoder_of, with_palette
 
 DEFAULT_DURATION = 100.0
-"""Milliseconds of a frame whose file says 0 or nothing: what browsers take for it."""
+"""Milliseconds of a frame whose file says 0 or nothing, as in browsers."""
 
 _MOST_FRAMES = 10  # times the limit of one picture that all frames together may have
 
 
 @dataclass(frozen=True)
 class Animation:
-    """A file of several frames, of which nothing is decoded yet but `alpha`."""
+    """A file of several frames. Only `alpha` is decoded so far."""
 
     path: Path
     format: PictureFormat
@@ -40,7 +40,7 @@ class Animation:
     durations: tuple[float, ...]
     """Milliseconds of each frame."""
     plays: int
-    """How often it runs, 0 for ever."""
+    """Number of runs, 0 for ever."""
     alpha: bool
     """Whether any pixel of any frame is not opaque."""
     max_pixels: int
@@ -59,7 +59,7 @@ class Animation:
 
 
 def read_animation(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Animation | None:
-    """Look through a file once; None where it holds one picture, or pages instead of frames. Raises `PictureError`."""
+    """Look through a file once. None if it holds one picture, or pages instead of frames. Raises `PictureError`."""
     with opened(path, max_pixels=max_pixels) as image, decoding(path):
         if frame_count(image) < 2:
             return None
@@ -93,7 +93,7 @@ def read_animation(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> 
 def check_animation(animation: Animation, format: PictureFormat, *, width: int, height: int) -> list[str]:
     """Notes on what `format` cannot hold of the animation enlarged to `width` x `height`.
 
-    Raises `PictureWriteError` when it cannot hold it at all.
+    Raises `PictureWriteError` if it cannot hold the animation at all.
     """
     encoder = encoder_of(format)
     check_size(format, width=width, height=height)
@@ -151,7 +151,7 @@ def _write_apng(path: Path, first: np.ndarray, others: Iterator[np.ndarray], ani
 
 
 class _FrameSequence(Image.Image):
-    """An image of Pillow's that makes its frames when they are asked for, one after the other."""
+    """A Pillow image that makes its frames on demand, one after the other."""
 
     def __init__(self, first: np.ndarray, others: Iterator[np.ndarray], count: int, *, palette: bool):
         super().__init__()
@@ -176,7 +176,7 @@ class _FrameSequence(Image.Image):
 
 
 def _numbers(image: Any) -> range:
-    """Numbers of the frames; the first picture of an APNG may be a stand-in that is not shown."""
+    """Numbers of the frames. The first picture of an APNG may be a stand-in that is not shown."""
     return range(1 if image.info.get("default_image") else 0, image.n_frames)
 
 

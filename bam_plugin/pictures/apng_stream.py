@@ -1,4 +1,4 @@
-"""An animated PNG written frame by frame: the animation is never held as a whole.
+"""Write an animated PNG frame by frame, without the whole animation in memory.
 
 The frames are whole pictures of the canvas, each replacing the one before (APNG specification: blend SOURCE, dispose
 NONE), so transparency needs no care. A reader that knows no APNG shows the first frame.
@@ -26,7 +26,7 @@ class ApngStream(PngStream):
         self._chunk(b"acTL", struct.pack(">II", frames, plays))
 
     def add(self, pixels: np.ndarray, *, milliseconds: float) -> None:
-        """Append a frame (height, width, channels) that is shown for so long."""
+        """Append a frame (height, width, channels) and its duration."""
         if not self._frames_left or len(pixels) != self._height:
             raise ValueError(f"expected {self._frames_left} more frames of {self._height} rows, got {len(pixels)} rows")
         self._frames_left -= 1
@@ -42,7 +42,7 @@ class ApngStream(PngStream):
         self._first = False
 
     def close(self) -> None:
-        """Finish the file; raises ValueError when frames are missing. The stream itself stays open."""
+        """Finish the file. Raises ValueError if frames are missing. The stream itself stays open."""
         if self._frames_left:
             raise ValueError(f"{self._frames_left} frames are missing")
         self._chunk(b"IEND", b"")

@@ -1,10 +1,12 @@
 """The kind of image that training, testing and sheets use: uint8, (H, W, 3) in OpenCV's order BGR, or (H, W) grey.
 
-One reader reads every file (`pictures.read`). `bam upscale` keeps what a picture carries; here, on purpose, all but
-8-bit colour goes, each in one way: 16 bits are rounded to 8 (v / 257), alpha is dropped and the stored colours stay,
-grey becomes three equal channels unless it is to stay grey. EXIF rotation, palettes and CMYK are what the reader makes
-of them. For PNG, JPEG, BMP, PPM and TIFF this equals OpenCV's `imread(path, IMREAD_COLOR)` bit for bit, but for CMYK
-(OpenCV takes a plain formula, the reader the embedded profile) and for a TIFF with alpha (OpenCV multiplies by it).
+One reader reads every file (`pictures.read`). `bam upscale` keeps everything that a picture carries. Here only 8-bit
+colour
+stays: 16 bits are rounded to 8 (v / 257), alpha is dropped and the stored colours stay, and grey becomes three equal
+channels unless the caller keeps it grey. The reader applies EXIF rotation, palettes and CMYK profiles. For PNG, JPEG,
+BMP, PPM and TIFF this equals OpenCV's `imread(path, IMREAD_COLOR)` bit for bit, with two
+exceptions: CMYK (OpenCV takes a plain formula, the reader the embedded profile) and a TIFF with alpha (OpenCV
+multiplies by it).
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ MAX_PIXELS = 1 << 30
 
 
 def to_bgr(picture: Picture, *, keep_grey: bool = False) -> np.ndarray:
-    """The pixels as uint8 (H, W, 3) BGR, or (H, W) for a picture of one channel when `keep_grey`.
+    """The pixels as uint8 (H, W, 3) BGR, or (H, W) for a picture of one channel if `keep_grey`.
 
-    Raises `UnsupportedPictureError` for float pixels, whose rounding is for the user to choose.
+    Raises `UnsupportedPictureError` for float pixels: the user must choose their rounding.
     """
     pixels = picture.pixels
     if pixels.dtype == np.float32:

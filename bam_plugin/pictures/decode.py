@@ -1,7 +1,7 @@
 """Pixels of an opened picture file in one of four forms: grey or RGB, with or without alpha, 8 or 16 bits or float.
 
-Pillow decodes; OpenCV decodes what has 16 bits a channel, which Pillow knows for grey only. The header says which of
-the two it is, never the values.
+Pillow decodes 8 bits and float, and OpenCV decodes 16 bits a channel, which Pillow can do only for grey. The header
+decides which of the two, and the values never do.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def decode(
 ) -> np.ndarray:
     """Pixels (H, W, C) of a loaded `image`; C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
 
-    `content` is the whole file; `deep` (`is_deep`) and `raw_mode` (of the decoder) were read before loading. What a
-    person should know of conversions is added to `notes`. CMYK becomes sRGB: its profile no longer applies. Raises
-    `UnsupportedPictureError`, and whatever the decoders raise at broken data.
+    `content` is the whole file; `deep` (`is_deep`) and `raw_mode` (of the decoder) were read before loading. Notes on
+    conversions are added to `notes`. CMYK becomes sRGB, so its profile no longer applies. Raises
+    `UnsupportedPictureError`, and all errors of the decoders at broken data.
     """
     pixels = _deep_pixels(image, content, raw_mode) if deep and image.mode != "F" else None
     return _pixels(image, notes, path) if pixels is None else pixels
@@ -80,7 +80,7 @@ def _cmyk_to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _deep_pixels(image: Image.Image, content: bytes, raw_mode: str) -> np.ndarray | None:
-    """Pixels of 16-bit pictures as uint16 (H, W, C); None where OpenCV knows the file as 8 bits after all."""
+    """Pixels of 16-bit pictures as uint16 (H, W, C); None if OpenCV reads the file in 8 bits after all."""
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint16)[:, :, None]
         return grey if "transparency" not in image.info else _keyed_alpha(grey, image.info["transparency"])

@@ -1,4 +1,4 @@
-"""Named errors of pictures: one class per way in which a file or an array cannot be used."""
+"""Named errors of pictures, one class for each fault of a file or an array."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from bam_plugin.errors import BamError
 
 
 class PictureError(BamError):
-    """A picture cannot be read or written."""
+    """Base of the errors of reading and writing pictures."""
 
 
 class PictureAccessError(PictureError):
-    """The file is not there, is no file, or may not be read."""
+    """The file is missing, is not a file, or may not be read."""
 
 
 class UnknownPictureError(PictureError):
-    """The content is of none of the formats read here."""
+    """The content has none of the formats that the reader knows."""
 
 
 class DamagedPictureError(PictureError):
@@ -26,12 +26,12 @@ class PictureTooLargeError(PictureError):
 
 
 class UnsupportedPictureError(PictureError):
-    """A picture of a kind that has no defined brightness range or channels here."""
+    """The kind of the picture has no defined brightness range or channels."""
 
 
 class PictureArrayError(PictureError):
-    """An array has a shape, data type or range that is no picture."""
+    """The shape, data type or range of an array is not that of a picture."""
 
 
 class PictureWriteError(PictureError):
-    """The enlarged picture cannot be written as asked."""
+    """The format cannot hold the enlarged picture."""

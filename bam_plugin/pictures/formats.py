@@ -1,7 +1,7 @@
 """The picture formats, one record each: what reads a format, how deep it is, what it holds, and how it is written.
 
 Reader, writer, the search of folders, help texts, documentation and tests walk these records. A new format is one more
-record. Pillow does the decoding, OpenCV where a file has 16 bits a channel, which Pillow knows for grey only.
+record. Pillow decodes, and OpenCV decodes 16 bits a channel, which Pillow can do only for grey.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _no_chunks(content: bytes) -> dict[bytes, bytes]:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """How results are stored in a format. What the format cannot hold is said in a note or refused."""
+    """How results are stored in a format. A note says what the format cannot hold, or an error refuses it."""
 
     pillow: str | None
     """Name of Pillow's encoder; None: the PNG stream of this package, which takes the picture row by row."""
@@ -44,11 +44,11 @@ class Encoder:
     """Lower-case name endings that a result can have."""
     longest_side: int
     memory: int
-    """Bytes a pixel that encoding takes, measured: the picture as Pillow holds it, the encoder's own, the file."""
+    """Measured bytes per pixel of the encoding: the picture in Pillow, the encoder's memory, the file."""
     most_pixels: int | None = None
-    """Larger results are refused, for the encoder takes the picture as a whole."""
+    """Larger results are refused, because the encoder takes the picture as a whole."""
     most_frame_pixels: int | None = None
-    """Pixels of all frames together beyond which an animation is refused, for its encoder keeps every frame."""
+    """Greatest number of pixels of all frames of an animation, because its encoder keeps every frame."""
     deep: bool = False
     """Holds 16 bits a channel."""
     alpha: bool = True
@@ -65,7 +65,7 @@ class Encoder:
     stills: bool = True
     """Suits single pictures that came in this format, too."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What else Pillow's `save` is told."""
+    """Further arguments of Pillow's `save`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class PictureFormat:
     name: str
     """As `--ext` takes it; the ending of results."""
     decoders: tuple[str, ...]
-    """Pillow's names of the decoders that may run. Those that are not named here (EPS starts Ghostscript) never do."""
+    """Pillow's names of the decoders that may run. Other decoders never run (EPS would start Ghostscript)."""
     endings: tuple[str, ...]
     """Lower-case name endings that mark such a file when a folder is searched."""
     animated: bool = False
@@ -83,13 +83,13 @@ class PictureFormat:
     paged: bool = False
     """The frames are pages, without a duration."""
     is_deep: Callable[[ImageFile.ImageFile], bool] = _never
-    """More than 8 bits a channel by the header, though Pillow's mode does not tell."""
+    """Whether the header says more than 8 bits a channel, which Pillow's mode does not show."""
     white: Callable[[bytes], int] = _white_16
     """The value of white in a file of 16 bits a channel."""
     turns_later: Callable[[ImageFile.ImageFile], bool] = _always
     """Whether the header's size is the stored one, which the EXIF orientation still turns, and EXIF is known."""
     colour_chunks: Callable[[bytes], dict[bytes, bytes]] = _no_chunks
-    """What a file without ICC profile says about its colours, as PNG chunks."""
+    """The colours of a file without ICC profile, as PNG chunks."""
     encoder: Encoder | None = None
     """None: the format is read only, and its pictures become PNG."""
 

@@ -1,14 +1,14 @@
 """MATLAB's `imresize(image, scale, 'bicubic')`, the resize behind every published super-resolution number.
 
-Each axis is resized by itself, the axis that shrinks most first (rows first when equal). Output sample k (from 0) lies
-at u = (k + 0.5) / scale - 0.5 and sums the samples within the kernel's support, weights normalised to one, the image
-mirrored at its borders (edge sample repeated). When shrinking, Keys' cubic (a = -0.5) is stretched by 1 / scale
+Each axis is resized by itself. The axis that shrinks most comes first (rows first if equal). Output sample k (from 0)
+lies at u = (k + 0.5) / scale - 0.5 and sums the samples within the kernel's support, weights normalised to one, the
+image mirrored at its borders (edge sample repeated). When shrinking, Keys' cubic (a = -0.5) is stretched by 1 / scale
 (antialiasing). Everything is computed in float64, taps in a fixed order: the same result on every machine.
 
 Rounding of 8-bit images: the scripts behind the published numbers (SRCNN's, BasicSR's generate_bicubic_img.m) resize
-im2double(image) and round once at the end, which is the default here. MATLAB given the uint8 array itself also rounds
-and saturates between the two axes (`round_each_axis=True`): 10 to 20 % of the values differ, mostly by one, and bicubic
-on Set5 measures 0.002 to 0.01 dB lower.
+im2double(image) and round once at the end, which is the default here. If MATLAB gets the uint8 array itself, it also
+rounds and saturates between the two axes (`round_each_axis=True`). Then 10 to 20 % of the values differ, mostly by one,
+and bicubic on Set5 measures 0.002 to 0.01 dB lower.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLOCK_ELEMENTS = 1 << 16
 
 
 class ResizeError(BamError):
-    """The image or the requested size cannot be resized."""
+    """The image or the requested size does not allow a resize."""
 
 
 def imresize(

@@ -40,7 +40,7 @@ def luma(image: np.ndarray, *, full_range: bool = False) -> np.ndarray:
 
 
 def psnr_y(result: np.ndarray, target: np.ndarray, crop_border: int) -> float:
-    """PSNR in dB of the Y of `result` against that of `target`; infinite where they are equal.
+    """PSNR in dB of the Y of `result` against that of `target`; infinite if they are equal.
 
     Both are uint8 BGR (H, W, 3) or grey (H, W), of one size. `crop_border` pixels of each edge are left out. Raises
     MeasureError.

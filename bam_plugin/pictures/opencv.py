@@ -1,7 +1,7 @@
-"""OpenCV, from whichever of its packages is installed: `opencv-python`, or `opencv-python-headless` on a server.
+"""OpenCV from any of its packages: `opencv-python`, or `opencv-python-headless` on a server.
 
-The first one needs libraries of the window system, which servers and containers often lack; the second one does not,
-and has all that is used here.
+The first one needs libraries of the window system, which servers and containers often lack. The second one does not,
+and it suffices for this package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A PNG file written row by row: the picture is never held as a whole.
+"""Write a PNG row by row, without the whole picture in memory.
 
-Libraries encode a PNG from one array; a 12-megapixel photo enlarged four times is 576 MB of pixels, which this writer
-never needs at once. Each row is stored with the PNG filter that leaves the smallest sum of absolute differences (the
-heuristic of the PNG specification, section 12.8), computed for a strip of rows at a time.
+Libraries encode a PNG from one array. A 12-megapixel photo, enlarged four times, has 576 MB of pixels, and this writer
+never needs them at once. Each row is stored with the PNG filter that leaves the smallest sum of absolute differences
+(the heuristic of the PNG specification, section 12.8), computed for a strip of rows at a time.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class PngStream:
             raw = part.view(np.uint8).reshape(len(part), -1)
             filtered = filter_rows(raw, self._previous, self._pixel_bytes)
             self._previous = raw[-1:].copy()
-            # Not copied to bytes: zlib reads the array's buffer.
+            # zlib reads the buffer of the array, so nothing is copied to bytes.
             self._idat(self._deflate.compress(filtered.data))
 
     def close(self) -> None:
-        """Finish the file; raises ValueError when rows are missing. The stream itself stays open."""
+        """Finish the file. Raises ValueError if rows are missing. The stream itself stays open."""
         if self._rows_left:
             raise ValueError(f"{self._rows_left} rows are missing")
         self._idat(self._deflate.flush())
@@ -120,7 +120,7 @@ def _mean(left: np.ndarray, above: np.ndarray) -> np.ndarray:
 
 
 def _paeth(left: np.ndarray, above: np.ndarray, above_left: np.ndarray) -> np.ndarray:
-    """Whichever of the three neighbours is nearest to left + above - above_left (PNG specification, section 9.4)."""
+    """The one of the three neighbours that is nearest to left + above - above_left (PNG specification, section 9.4)."""
     a, b, c = left.astype(np.int16), above.astype(np.int16), above_left.astype(np.int16)
     to_left, to_above = b - c, a - c
     to_corner = np.abs(to_left + to_above)

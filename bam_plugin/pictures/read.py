@@ -1,8 +1,8 @@
-"""Pictures as they come: read any common file into pixels, and keep what belongs to the picture besides them.
+"""Read any common picture file into pixels, and keep its metadata.
 
-The format is found from the content, never from the name; the bit depth from the file's header, never from its values.
-EXIF rotation is applied, palettes and CMYK become RGB, ICC profile and EXIF travel along. Files are not trusted: the
-size is checked in the header before anything is decoded, and whatever a decoder throws becomes a named error.
+The content decides the format, never the name. The header decides the bit depth, never the values. EXIF rotation is
+applied, palettes and CMYK become RGB, and ICC profile and EXIF stay with the picture. Files are not trusted: the size
+in the header is checked before anything is decoded, and every error of a decoder becomes a named error.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bam_plugin.pictures.errors import (
 from bam_plugin.pictures.formats import FORMATS, PictureFormat, decoder_names, format_of
 
 MAX_PIXELS = 100_000_000
-"""Pictures of more pixels are refused unless the caller raises the limit (a decompression bomb is small on disk)."""
+"""Larger pictures are refused unless the caller raises the limit, because a decompression bomb is small on disk."""
 
 _ORIENTATION = 0x0112
 _pillow_limit = threading.Lock()
@@ -42,7 +42,7 @@ _pillow_limit = threading.Lock()
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What a header tells: size in pixels after EXIF rotation, format, and what the pixels carry."""
+    """The facts of a header: size in pixels after EXIF rotation, format, and the kind of the pixels."""
 
     width: int
     height: int
@@ -66,7 +66,7 @@ class Picture:
     png_colour: dict[bytes, bytes] = field(default_factory=dict)
     """PNG chunks gAMA, cHRM, sRGB of a file without profile."""
     notes: list[str] = field(default_factory=list)
-    """What a person should know: first frame of several, profile converted, ..."""
+    """Notes for a person: first frame of several, profile converted, ..."""
 
 
 def probe_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> PictureInfo:
@@ -94,7 +94,7 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
 
 
 def decode_picture(content: bytes, *, where: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
-    """The `Picture` that the bytes of a file hold; `where` names them in errors. Raises `PictureError`."""
+    """The `Picture` of the bytes of a file. `where` names them in errors. Raises `PictureError`."""
     with _open(io.BytesIO(content), where, max_pixels) as image, decoding(where):
         format = format_of(image.format)
         picture = Picture(pixels=np.empty((0, 0, 1), np.uint8), format=format)
@@ -135,7 +135,7 @@ def check_array(image: np.ndarray) -> np.ndarray:
     type alone tells the range. A subclass of arrays (`np.matrix`, `np.memmap`) counts as the array that it holds; a
     masked array must not have masked pixels.
     """
-    # No conversion: the range of a list's numbers could only be guessed.
+    # A list is refused, because the range of its numbers could only be guessed.
     if not isinstance(image, np.ndarray):
         raise PictureArrayError(
             f"a picture is a NumPy array or the path of a file, found {type(image).__name__}; make it an array whose "
@@ -159,7 +159,7 @@ def check_array(image: np.ndarray) -> np.ndarray:
         )
     if image.dtype == np.float32:
         low, high = float(image.min()), float(image.max())
-        # Written so that NaN fails too.
+        # NaN fails this comparison, too.
         if not (low >= 0 and high <= 1):
             raise PictureArrayError(
                 f"float32 pictures have values in [0, 1], found {low:g} to {high:g}; "
@@ -228,7 +228,7 @@ def _too_large(path: str | os.PathLike, pixels: int | None, max_pixels: int) -> 
 
 @contextlib.contextmanager
 def decoding(path: str | os.PathLike) -> Iterator[None]:
-    """Turn whatever a decoder throws at a broken file into a named error, and keep its warnings off the terminal."""
+    """Turn every error of a decoder at a broken file into a named error, and keep its warnings off the terminal."""
     try:
         with _quiet():
             yield
@@ -293,7 +293,7 @@ def _rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _portable_exif(image: Image.Image, picture: Picture) -> bytes | None:
-    """The EXIF block without what would be wrong in the enlarged file: orientation, thumbnail, maker notes, size."""
+    """The EXIF block without parts that would be wrong in the enlarged file: orientation, thumbnail, maker notes, size."""
     if not image.info.get("exif"):
         return None
     try:
@@ -318,7 +318,7 @@ def _profile(image: Image.Image, notes: list[str]) -> bytes | None:
 
 
 def _drop_foreign_profile(picture: Picture) -> None:
-    """A profile describes grey, RGB or CMYK values; one that does not fit the decoded pixels would spoil them."""
+    """Drop a profile (for grey, RGB or CMYK values) that does not fit the decoded pixels and would spoil them."""
     if picture.icc_profile is None:
         return
     space = picture.icc_profile[16:20]

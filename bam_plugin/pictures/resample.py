@@ -1,7 +1,7 @@
 """Bicubic resizing of a picture that arrives in bands of rows, for scales that a network does not have.
 
-Pillow's resampler (bicubic, antialiased when it shrinks) works on a window of source rows; for each band of the result
-exactly the rows that its filter reaches are kept, so the bands join as if the whole picture had been resized at once.
+Pillow's resampler (bicubic, antialiased when it shrinks) works on a window of source rows. For each band of the result
+exactly the rows within reach of its filter are kept. So the bands join as if the whole picture were resized at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Comparison pictures as papers print them: the image with a box, and the box enlarged for HR and for every method.
 
-Drawing only: it knows arrays and captions, no files, no networks and no metrics. Images are BGR uint8 (H, W, 3).
+This module only draws. It knows arrays and captions, and no files, networks and metrics. Images are BGR uint8 (H, W,
+3).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FRAME = (230, 30, 30)
 
 
 class SheetError(BamError):
-    """A comparison cannot be drawn from what was given."""
+    """The arguments do not make a comparison."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Panel:
 class ComparedImage:
     """One image: its name, the panels with the HR image first, and the box to enlarge.
 
-    Without measured values there need be no HR image; the first panel then is the one shown as a whole.
+    Without measured values an HR image is not needed. Then the first panel is shown as a whole.
     """
 
     name: str
@@ -81,7 +82,7 @@ def draw_sheet(comparisons: Sequence[ComparedImage], *, panel: int = 220) -> np.
 def draw_compared(compared: ComparedImage, *, panel: int = 220) -> np.ndarray:
     """One image: at the left the whole HR image with the box, at the right one or two rows of enlarged boxes.
 
-    Boxes are enlarged without smoothing, so that the pixels themselves are seen. Of several results the best PSNR and
+    Boxes are enlarged without smoothing, so that one sees the pixels themselves. Of several results the best PSNR and
     SSIM are red.
     """
     top, left, height, width = compared.box
@@ -131,7 +132,7 @@ def draw_compared(compared: ComparedImage, *, panel: int = 220) -> np.ndarray:
 
 
 def _best(panels: Sequence[Panel]) -> tuple[float | None, float | None]:
-    """The greatest PSNR and SSIM; None when there is nothing to compare."""
+    """The greatest PSNR and SSIM; None if there is nothing to compare."""
     psnr = [panel.psnr for panel in panels if panel.psnr is not None]
     ssim = [panel.ssim for panel in panels if panel.ssim is not None]
     return (max(psnr), max(ssim)) if len(psnr) > 1 and len(ssim) > 1 else (None, None)

@@ -1,11 +1,12 @@
 """Tiles: run a network over a picture of any size in bounded memory, window by window.
 
-A network of receptive radius r computes an output pixel from the low-resolution pixels at most r away. So a tile is a
-*core* that it contributes and a *window* around it, r larger on each side and cut at the picture's border, where the
-network pads as it would in the whole picture. Joined cores equal the untiled result. A network that sees the whole
-picture (global or window attention, radius None) cannot promise that: its tiles are blended over their overlap.
+A network of receptive radius r computes an output pixel from the low-resolution pixels at most r away. So a tile has a
+*core*, which it contributes, and a *window*, which is r larger on each side. The window is cut at the border of the
+picture, where the network pads as in the whole picture. Joined cores equal the untiled result. This does not hold for a
+network that sees the whole picture (global or window attention, radius None), so its tiles are blended over their
+overlap.
 
-Rows of tiles make *bands*; only one band is held at a time, so that a writer can encode it and forget it.
+Rows of tiles make *bands*. Only one band is in memory at a time, so a writer can encode it and forget it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BLEND_OVERLAP = 16
 """Input pixels that windows of a network without finite radius reach over a seam; the inner half of them is mixed."""
 
 SMALLEST_CORE = 16
-"""A core below this edge makes nearly everything that is computed overlap; memory budgets are exceeded rather."""
+"""With a core below this edge nearly all computed pixels overlap. So memory budgets are exceeded instead."""
 
 Render = Callable[[int, int, int, int], np.ndarray]
 """(top, bottom, left, right) in low-resolution pixels -> (rows * scale, columns * scale, C) float32."""
@@ -31,7 +32,7 @@ Render = Callable[[int, int, int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Where a picture of `rows[-1]` x `columns[-1]` low-resolution pixels is cut, and how far windows reach over.
+    """The cuts of a picture of `rows[-1]` x `columns[-1]` low-resolution pixels, and the reach of windows over them.
 
     `rows` and `columns` are the cut positions, 0 and the size included; `overlap` is in low-resolution pixels;
     `blended` says that neighbours are mixed instead of joined.
@@ -73,8 +74,8 @@ def plan_for_memory(
 ) -> Tiling:
     """Choose the cheapest tiling whose windows hold at most `pixel_budget` low-resolution pixels each.
 
-    Cost is the number of pixels computed, overlaps included. `row_budget` limits the rows of a band. A budget too small
-    for the overlap is exceeded by as little as a core of `SMALLEST_CORE` pixels allows.
+    Cost is the number of pixels computed, overlaps included. `row_budget` limits the rows of a band. A budget that is
+    too small for the overlap is exceeded by as little as a core of `SMALLEST_CORE` pixels allows.
     """
     row_budget = max(row_budget or height, SMALLEST_CORE)
     if height * width <= pixel_budget and height <= row_budget:
@@ -101,8 +102,8 @@ def render_bands(
 ) -> Iterator[np.ndarray]:
     """Yield the enlarged picture from top to bottom as bands of (rows, width * scale, channels), dtype `dtype`.
 
-    `finish` turns float32 pixels into `dtype` (clipping, rounding). It runs tile by tile where tiles are joined, so
-    that a band is never held as float, and after the mixing where they are blended.
+    `finish` turns float32 pixels into `dtype` (clipping, rounding). It runs tile by tile if tiles are joined, so
+    that no band is in memory as float. If tiles are blended, it runs after the mixing.
     """
     if tiling.blended:
         yield from _blended_bands(render, tiling, scale, channels, finish)
@@ -111,9 +112,9 @@ def render_bands(
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that can be used without swapping, or None where the system does not tell.
+    """Bytes of memory that can be used without swapping, or None if the system does not say.
 
-    Takes the tightest of the machine's free memory and this control group's limit (containers).
+    It is the tightest of the machine's free memory and this control group's limit (containers).
     """
     found = []
     try:

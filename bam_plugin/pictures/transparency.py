@@ -1,9 +1,9 @@
 """Transparency without halos: colours under clear pixels, and an alpha channel that keeps its flat parts flat.
 
 A file's colour under fully transparent pixels is arbitrary, often black, and a network would draw it into the visible
-edge. So it is replaced by the colours around it before upscaling; straight (not premultiplied) colour is then
-meaningful everywhere, and no division by a small alpha is needed. Alpha itself goes through the network as a grey
-picture, and is then limited to the values found around each pixel: what is opaque or clear all around stays exactly so.
+edge. So the colours around it replace it before upscaling. Then straight (not premultiplied) colour has a meaning
+everywhere, and nothing is divided by a small alpha. Alpha itself goes through the network as a grey picture. Then it is
+limited to the values around each pixel, so that opaque and clear areas stay exactly as they are.
 """
 
 from __future__ import annotations

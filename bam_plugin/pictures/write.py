@@ -1,7 +1,7 @@
-"""Writes an enlarged picture band by band in the formats that have an encoder, with the metadata that it came with.
+"""Write an enlarged picture band by band in the formats that have an encoder, with the metadata of its source.
 
-PNG is streamed and keeps everything (alpha, 16 bits). The other encoders want the whole picture, so the bands are
-pasted into one Pillow image, the only copy. What a format cannot hold is said in a note, never dropped silently.
+PNG is streamed and keeps everything (alpha, 16 bits). The other encoders need the whole picture, so the bands are
+pasted into one Pillow image, the only copy. A note says what a format cannot hold. Nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PictureWriter(Protocol):
 
 @dataclass(frozen=True)
 class PictureEncoding:
-    """How a picture will be stored: format, size (H, W, C) and data type, metadata, and what a person should know."""
+    """How a picture is stored: format, size (H, W, C), data type, metadata, and notes for a person."""
 
     format: PictureFormat
     shape: tuple[int, int, int]
@@ -58,10 +58,10 @@ class PictureEncoding:
 
 
 def automatic_format(info: PictureInfo, *, width: int, height: int) -> PictureFormat:
-    """The format that suits an enlarged picture of `width` x `height`: its own where it can be written, else PNG.
+    """The format that suits an enlarged picture of `width` x `height`: its own if it has an encoder, else PNG.
 
-    PNG also where its own cannot hold it (alpha in a JPEG, more than 8 bits, a side beyond the format's longest, more
-    pixels than its encoder is given).
+    It is PNG, too, if its own cannot hold the picture: alpha in a JPEG, more than 8 bits, a side beyond the format's
+    longest, more pixels than its encoder gets.
     """
     format = written_formats().get(info.format.name, PNG)
     encoder = encoder_of(format)
@@ -94,7 +94,7 @@ def format_of_name(path: Path) -> PictureFormat:
 def plan_encoding(format: PictureFormat, picture: Picture, *, width: int, height: int) -> PictureEncoding:
     """Decide how `picture`, enlarged to `width` x `height`, is stored, and say what gets lost.
 
-    Raises `PictureWriteError` when the format cannot hold that size.
+    Raises `PictureWriteError` if the format cannot hold that size.
     """
     encoder, name = encoder_of(format), format.name
     channels, dtype = picture.pixels.shape[2], picture.pixels.dtype
@@ -128,7 +128,7 @@ def plan_encoding(format: PictureFormat, picture: Picture, *, width: int, height
 
 
 def check_size(format: PictureFormat, *, width: int, height: int) -> None:
-    """Raise `PictureWriteError` when the format cannot hold a picture of that size."""
+    """Raise `PictureWriteError` if the format cannot hold a picture of that size."""
     encoder, name = encoder_of(format), format.name
     if max(width, height) > encoder.longest_side:
         raise PictureWriteError(
@@ -237,7 +237,7 @@ class _PillowFile:
 
 
 def with_palette(pixels: np.ndarray) -> Image.Image:
-    """A frame in up to 256 colours, dithered; what is less than half opaque becomes clear."""
+    """A frame in up to 256 colours, dithered. A pixel that is less than half opaque becomes clear."""
     clear = pixels[:, :, 3] < _HALF if pixels.shape[2] == 4 else None
     colours = 256 if clear is None else 255
     seen = pixels[:, :, :3].reshape(-1, 3) if clear is None or clear.all() else pixels[~clear][:, :3]

@@ -1,11 +1,11 @@
-"""Many pictures at once: what `bam upscale` does, as a function and as a class that tells of each picture.
+"""Upscale many pictures: the function of `bam upscale`, and a class that reports each picture.
 
 >>> from bam_plugin.upscale import upscale_files
 >>> results = upscale_files(["holiday/", "scan.tif"], "large/", recursive=True)
 >>> [str(result.error) for result in results if result.error]
 
-One bad picture does not stop the rest. A result appears when it is complete, so a batch that was stopped can be started
-again with `skip_existing`.
+One bad picture does not stop the rest. A result appears when it is complete, so a stopped batch can start again with
+`skip_existing`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from bam_plugin.upscale.targets import target_size
 from bam_plugin.upscale.upscaler import Upscaler
 
 DONE, PLANNED, SKIPPED, FAILED = "done", "planned", "skipped", "failed"
-"""What can become of a picture; `planned` is that of a dry run."""
+"""States of a picture. `planned` is that of a dry run."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one picture of a batch. Sizes are (width, height) in pixels, time is in seconds."""
+    """The result of one picture of a batch. Sizes are (width, height) in pixels, time is in seconds."""
 
     source: Path
     destination: Path | None
-    """None where the picture failed before its result had a name."""
+    """None if the picture failed before its result had a name."""
     status: str
     """done, planned (dry run), skipped (its result is there) or failed."""
     source_size: tuple[int, int] | None = None
@@ -49,14 +49,14 @@ class FileResult:
 
 
 class Progress(Protocol):
-    """Who is told how far a batch is."""
+    """Takes the progress of a batch."""
 
     def picture(self, name: str, pixels: int) -> AbstractContextManager[None]:
-        """Entered while the picture `name` of `pixels` input pixels is worked at."""
+        """A block for the work at the picture `name` of `pixels` input pixels."""
         ...
 
     def advance(self, pixels: int) -> None:
-        """So many more input pixels are done."""
+        """Count more input pixels as done."""
         ...
 
 
@@ -67,12 +67,11 @@ def upscale_files(
     progress: Progress | None = None,
     **options: Any,
 ) -> list[FileResult]:
-    """Upscale files, folders and patterns; returns what became of each picture, in order.
+    """Upscale files, folders and patterns. Returns the result of each picture, in order.
 
     `options` are those of `UpscaleBatch`: model, scale, tile, format, quality, suffix, recursive, skip_existing, ...;
-    `progress` is told of each picture and of the pixels that are done. Raises `BamError` for what keeps all pictures
-    from being started: a path, a model, an output that cannot be. What keeps one picture from its result is in its
-    `FileResult.error`.
+    `progress` gets each picture and the pixels that are done. Raises `BamError` if no picture can start, because of a
+    wrong path, model or output. The fault of a single picture is in its `FileResult.error`.
     """
     batch = UpscaleBatch(inputs, output, **options)
     batch.remove_abandoned()
@@ -80,7 +79,7 @@ def upscale_files(
 
 
 class UpscaleBatch:
-    """Pictures that are planned and not yet begun: their headers are read, their results have names."""
+    """Planned pictures: their headers are read and their results have names, but none has begun."""
 
     upscaler: Upscaler
     scale: float
@@ -120,12 +119,12 @@ class UpscaleBatch:
             max_pixels: larger pictures are refused before they are decoded.
             options: `isa`, `threads`, `precision` of the `Upscaler`, where `model` is none.
 
-        Raises `BamError` for a path, a model or an output that cannot be. A picture that cannot be used is planned with
-        its error and keeps nothing from the others.
+        Raises `BamError` for a wrong path, model or output. A faulty picture is planned with its error and does not
+        stop the others.
         """
         names = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
         output = None if output is None else Path(output)
-        # Before the network is read: a wrong path is the likeliest mistake.
+        # It comes before the network is read, because a wrong path is the likeliest mistake.
         found = find_inputs([os.fspath(name) for name in names], output=output, recursive=recursive)
         self.upscaler = model if isinstance(model, Upscaler) else Upscaler(model, scale=scale, **options)
         self.scale = self.upscaler.scale if scale is None else scale
@@ -141,14 +140,14 @@ class UpscaleBatch:
         return sum(picture.pixels for picture in self.pictures)
 
     def remove_abandoned(self) -> list[Path]:
-        """Remove what killed runs have left unfinished in the folders of the results, and return its paths."""
+        """Remove unfinished files of killed runs from the folders of the results, and return their paths."""
         if self._dry_run:
             return []
         folders = {picture.destination.parent for picture in self.pictures if picture.destination is not None}
         return [path for folder in sorted(folders) for path in remove_abandoned(folder)]
 
     def run(self, progress: Progress | None = None) -> Iterator[FileResult]:
-        """Work at one picture after the other and yield what became of it."""
+        """Work at one picture after the other and yield its result."""
         for picture in self.pictures:
             with progress.picture(picture.source.name, picture.pixels) if progress else nullcontext():
                 result = self._result(picture, progress)

@@ -1,4 +1,4 @@
-"""Progress through a batch of pictures: which of how many, megapixels per second, time left, and what failed.
+"""Progress through a batch of pictures: number of the picture, megapixels per second, time left, and failures.
 
 On a terminal one line moves (tqdm); in a log file each picture leaves one line. Megapixels are those of the inputs,
 with as many decimals as the batch needs to be more than 0.
@@ -29,7 +29,7 @@ def _decimals(pixels: int) -> int:
 
 
 def explain_failure(error: Exception, source: Path) -> str:
-    """One line for a person: what kept the picture `source` from its result."""
+    """One line for a person: the reason why the picture `source` has no result."""
     if isinstance(error, BamError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -73,7 +73,10 @@ class BatchProgress:
 
     @contextlib.contextmanager
     def picture(self, name: str, pixels: int) -> Iterator[None]:
-        """One picture of `pixels` pixels; what it does not `advance` within the block leaves the remaining work."""
+        """One picture of `pixels` pixels.
+
+        Pixels that it does not `advance` within the block leave the remaining work.
+        """
         self._number += 1
         self._name = name
         self._bar.set_description_str(f"{self._number}/{self._files} {name} ")

@@ -1,6 +1,6 @@
 """A picture before and after: plain bicubic enlargement beside the network's result, as a sheet or as a page to drag.
 
-Pictures are shown as 8-bit RGB; transparent ones are laid on white. The bicubic is MATLAB's, as in the literature.
+Pictures are shown as 8-bit RGB. Transparent ones lie on white. The bicubic is MATLAB's, as in the literature.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def compare_files(
     """Enlarge files, folders and patterns both ways and write `output`: a sheet (.png) or a page (.html).
 
     `model` and `scale` are as for `UpscaleBatch`; `box_size` is the side of the boxes that a sheet enlarges. Returns
-    the pictures, and the error of each file that could not be read; nothing is written when none could. Raises
-    `BamError` for what keeps all of them from being started.
+    the pictures, and the error of each file that could not be read. If none could, nothing is written. Raises
+    `BamError` if no file can start.
     """
     output = Path(output)
     page = output.suffix.lower() == ".html"

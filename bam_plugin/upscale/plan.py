@@ -1,6 +1,6 @@
-"""Which files are upscaled and what the results are called: files, folders and patterns in, planned pictures out.
+"""Plan which files are upscaled, and the names of the results.
 
-A folder keeps its tree. Nothing is decided by surprise: two inputs that would be written to one file, and a result that
+Inputs are files, folders and patterns. A folder keeps its tree. Two inputs with the same result, and a result that
 would replace an input, are refused by name before anything is computed.
 """
 
@@ -20,11 +20,11 @@ from bam_plugin.upscale.targets import OverwriteError, target_size
 
 
 class InputError(BamError):
-    """The inputs or the output as a whole cannot be used: nothing was started."""
+    """The inputs or the output as a whole are wrong, and nothing was started."""
 
 
 class NameClashError(BamError):
-    """Two inputs would be written to the same file."""
+    """Two inputs have the same result file."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class InputFile:
     path: Path
     relative: Path
     named: bool = False
-    """Whether it was named itself, and not found in a folder or by a pattern."""
+    """Whether the user named it, and no folder or pattern gave it."""
 
 
 @dataclass(frozen=True)
 class PlannedPicture:
-    """One picture: where it comes from and goes to, or the error that keeps it from being started."""
+    """One picture: its source and its result, or the error for which it does not start."""
 
     source: Path
     destination: Path | None = None
@@ -95,8 +95,8 @@ def plan_pictures(
 
     `output` is a file when its name ends like a picture and there is one source, else a folder. Without an output the
     results lie beside their sources, with `suffix` (`_x4` for a scale of 4) behind their names; what an earlier run has
-    left there is no source of this one, unless it is named itself. A picture that cannot be used is planned with an
-    error; it keeps nothing from the others. Raises `InputError` for an output that contradicts the rest.
+    left there is no source of this one, unless it is named itself. A faulty picture is planned with an
+    error and does not stop the others. Raises `InputError` for an output that contradicts the rest.
     """
     if output is None:
         suffix = suffix or f"_x{scale:g}"

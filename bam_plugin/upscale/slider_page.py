@@ -1,8 +1,8 @@
-"""One HTML file with before/after sliders: open it anywhere, nothing is fetched.
+"""One HTML file with before/after sliders. It opens anywhere and fetches nothing.
 
 Each pair of pictures lies in the page as two PNGs. The divider is an ordinary range input stretched over the picture,
-so a mouse or a finger drags it, and the arrow keys move it. A content security policy forbids the page every
-connection.
+so a mouse or a finger drags it, and the arrow keys move it. A content security policy forbids every connection of
+the page.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Slider:
 
 
 def slider_page(sliders: Sequence[Slider], *, title: str) -> str:
-    """Return the HTML text. Raises ValueError when the two pictures of a slider differ in size."""
+    """Return the HTML text. Raises ValueError if the two pictures of a slider differ in size."""
     figures = []
     for item in sliders:
         if item.before.shape[:2] != item.after.shape[:2]:

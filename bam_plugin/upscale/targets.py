@@ -1,4 +1,4 @@
-"""What a result is: its size, and a file that is not its source."""
+"""The size of a result, and the check that its file is not its source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bam_plugin.errors import BamError
 
 
 class OverwriteError(BamError):
-    """Writing would replace an input."""
+    """The result would replace an input."""
 
 
 def target_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
@@ -17,7 +17,7 @@ def target_size(size: tuple[int, ...], scale: float) -> tuple[int, int]:
 
 
 def refuse_same_file(source: Path, destination: Path) -> None:
-    """Raise `OverwriteError` when writing `destination` would replace `source` (by another name or link too)."""
+    """Raise `OverwriteError` if `destination` is the file of `source`, also by another name or link."""
     try:
         same = destination.exists() and source.exists() and source.samefile(destination)
     except OSError:

@@ -1,4 +1,4 @@
-"""A stream for lines that nobody may read any more: the work goes on when its reader is gone."""
+"""A stream for lines whose reader may be gone: the work goes on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TextIO
 
 
 class TolerantStream:
-    """Passes text on to `stream` until that is closed, full or a broken pipe; what comes then is dropped.
+    """Passes text on to `stream` until that is closed, full or a broken pipe. Later text is dropped.
 
-    `stream` is None where the process was started without it (`>&-`). Text that the stream's encoding lacks (names of
+    `stream` is None if the process was started without it (`>&-`). Text that the stream's encoding lacks (names of
     files may hold any bytes) is written with escapes.
     """
 
@@ -22,7 +22,7 @@ class TolerantStream:
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write at once, not when a buffer is full: a failure is seen where it belongs."""
+        """Write at once and not when a buffer is full, so that a failure shows at its place."""
         if not self.broken:
             try:
                 if self._stream is None:
@@ -35,7 +35,7 @@ class TolerantStream:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every text is written at once."""
 
     def isatty(self) -> bool:
         """Whether a person watches."""

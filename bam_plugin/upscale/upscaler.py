@@ -5,7 +5,7 @@
 >>> large = upscaler.upscale(small)  # uint8, uint16 or float32; grey or RGB, with or without alpha
 >>> upscaler.upscale_file("photo.jpg", "photo_x4.png")
 
-Any size fits in bounded memory: the picture is computed in tiles and written in bands of rows.
+Any size fits in bounded memory, because the picture is computed in tiles and written in bands of rows.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ Progress = Callable[[int], None]
 
 MAX_SCALE = 16
 MEMORY = 1200 << 20
-"""Bytes that upscaling one picture aims to stay below (the result's array apart): picture, encoder, band and tile.
+"""Bytes that one picture should not exceed (without the array of the result): picture, encoder, band and tile.
 
-Less where less than twice this is free. Tiles get what the others leave; large tiles waste less on their overlaps.
+They are fewer if less than twice this is free. Tiles get the rest. Large tiles waste less on their overlaps.
 """
 
 _LEAST_TILE_MEMORY = 128 << 20
@@ -65,16 +65,16 @@ class UnsupportedModelError(BamError):
 
 
 class ScaleError(BamError):
-    """A scale is no number in the range that can be made."""
+    """A scale is not a number in the allowed range."""
 
 
 class SettingError(BamError):
-    """A tile size or a quality is no whole number in its range."""
+    """A tile size or a quality is not a whole number in its range."""
 
 
 @dataclass(frozen=True)
 class UpscaleResult:
-    """What became of one file: sizes (width, height) in pixels, time in seconds, and notes for a person."""
+    """The result of one file: sizes (width, height) in pixels, time in seconds, and notes for a person."""
 
     source: Path
     destination: Path
@@ -86,17 +86,17 @@ class UpscaleResult:
 
 
 class Upscaler:
-    """A packed network with everything around it that pictures need.
+    """A packed network that enlarges pictures: arrays, files, animations and clips.
 
     Colours are used as stored (an embedded ICC profile is kept, not applied). Grey pictures pass through a colour
     network as three equal channels and are averaged. Results are clipped to the range of the data type.
     """
 
     scale: int
-    """The network's own magnification. Other scales are made by resizing its result (bicubic)."""
+    """The network's own magnification. For other scales its result is resized (bicubic)."""
     receptive_radius: int | None
-    """Pixels of the small picture around a pixel that its result depends on; None: no finite number (attention), and
-    then tiles are blended instead of joined."""
+    """Pixels of the small picture around a pixel that decide its result. None: there is no finite number (attention),
+    and tiles are blended instead of joined."""
     isa: str
     """Instruction set whose kernels run, as chosen by the caller, BAM_ISA, or the processor."""
     threads: int
@@ -104,9 +104,9 @@ class Upscaler:
     precision: str
     """Precision of the float layers, as chosen by the caller."""
     model: PackedModel | MixedModel
-    """Graph (or layers), weights and metadata as read from the file."""
+    """Graph (or layers), weights and metadata of the file."""
     path: Path | None
-    """The packed file, None when the network came as a model."""
+    """The packed file, or None if the network came as a model."""
 
     def __init__(
         self,
@@ -120,8 +120,8 @@ class Upscaler:
         """`model` is a packed file, a name of the zoo, a model that was read, or None for the zoo's default.
 
         `scale` chooses among the files of a network the one nearest to it. `precision` is "fp32", or "int8" or "int16"
-        where the file offers it: faster, for a loss that `bam inspect` shows. Raises `BamError`s that name what is
-        wrong with the file or with the choice; `MissingDependencyError` for a mixed network where torch is missing.
+        if the file offers it. They are faster, for a loss that `bam inspect` shows. Raises `BamError`s that name the
+        fault of the file or of the choice, and `MissingDependencyError` for a mixed network without torch.
         """
         self.path = None
         if not isinstance(model, PackedModel | MixedModel):
@@ -182,8 +182,8 @@ class Upscaler:
         The destination appears when it is complete, and an older file of that name stays until then. Bit depth, alpha,
         ICC profile and EXIF are kept as far as the format holds them. An animation keeps its frames, their durations
         and how often it runs, in a format that holds animations. `quality` 1..100 is for the formats that lose detail;
-        `max_pixels` limits the size of the source. Raises `PictureError`, `ScaleError`, `SettingError`; the source is
-        never written to.
+        `max_pixels` limits the size of the source. Raises `PictureError`, `ScaleError`, `SettingError`; it never
+        writes to the source.
         """
         started = time.perf_counter()
         source, destination = Path(source), Path(destination)
@@ -229,7 +229,7 @@ class Upscaler:
         quality: int,
         progress: Progress | None,
     ) -> UpscaleResult:
-        """Upscale frame by frame; a frame that equals the one before is not computed again."""
+        """Upscale frame by frame. A frame that equals the one before is not computed again."""
         started = time.perf_counter()
         height, width = target_size(animation.size[::-1], scale)
         notes = check_animation(animation, format, width=width, height=height)
