@@ -293,7 +293,7 @@ def _rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _portable_exif(image: Image.Image, picture: Picture) -> bytes | None:
-    """The EXIF block without parts that would be wrong in the enlarged file: orientation, thumbnail, maker notes, size."""
+    """The EXIF block without what would be wrong in the enlarged file: orientation, thumbnail, maker notes, size."""
     if not image.info.get("exif"):
         return None
     try:
