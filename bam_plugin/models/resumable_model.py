@@ -72,7 +72,7 @@ class ResumableSRModel(SRModel):
     def load_network(self, net: Any, load_path: str, strict: bool = True, param_key: str | None = "params") -> None:
         """BasicSR's. Raises CheckpointError, which says what is wrong with the file or what does not fit."""
         try:
-            super().load_network(net, load_path, strict, param_key)
+            super().load_network(net, load_path, strict, param_key)  # type: ignore[arg-type]
         except Exception:
             # Read again by a reader that names each fault.
             load_weights(self.get_bare_model(net), read_checkpoint(load_path, param_key=param_key).state, load_path)
