@@ -22,8 +22,8 @@ To add a network, add one file `NAME_arch.py` here; nothing else needs to know i
   option files are checked: unknown keys, types, near names.
 - The body is built by `options.chain(...)`, other convolutions by `body_conv`; `forward` is plain calls, without
   branches on values, since conversion traces it.
-- Then `bam train`, `bam test`, `bam profile NAME` and `bam convert` know the network. A row in the table of
-  tests/archs lets the tests walk it.
+- Then `bam train`, `bam test`, `bam profile NAME`, `bam options --network NAME` and `bam convert` know the network. A
+  row in the table of tests/archs lets the tests walk it.
 """
 
 from bam_plugin.toolbox.compat import import_registered

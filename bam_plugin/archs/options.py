@@ -46,6 +46,7 @@ def takes(
 
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         construct.__signature__ = inspect.Signature([this, *parameters])  # type: ignore[attr-defined]
+        construct.options_type = options_type  # type: ignore[attr-defined]
         construct.__annotations__ = {name: hints[name] for name in fields}
         return typing.cast(Any, construct)
 

@@ -1,11 +1,13 @@
-"""`bam options`: the option files that come with the package; copy, expand and check option files."""
+"""`bam options`: list, copy, expand and check option files, and list what a network takes."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
+import textwrap
 
 from bam_plugin.config import OptionsError, check_loaded, dump_options, read_options
 from bam_plugin.config.shipped import ShippedFile, copy_shipped, shipped_files
@@ -21,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--copy", metavar="DIR", help="copy the shipped files to DIR/options")
     action.add_argument("--expand", metavar="FILE", help="print FILE as BasicSR's parser gets it")
     action.add_argument("--check", metavar="FILE", nargs="+", help="report the mistakes in the files")
+    action.add_argument("--network", metavar="NAME", help="list the options of a registered network")
     parser.add_argument("--method", help="with --expand and --check: a method of the file")
     parser.add_argument(
         "--force_yml",
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.check is not None:
         return _check(args.check, args.method, args.force_yml)
+    if args.network is not None:
+        return _list_network(args.network, as_json=args.json)
     files = shipped_files()
     if args.json:
         entries = [
@@ -58,6 +63,31 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(entries, indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(_describe(file) for file in files) + "\n")
+    return 0
+
+
+def _list_network(name: str, *, as_json: bool) -> int:
+    """One line per option and its sentence below."""
+    from bam_plugin.archs.describing import describe_network
+
+    sections = describe_network(name)
+    if as_json:
+        entries = {title: [dataclasses.asdict(each) for each in options] for title, options in sections.items()}
+        sys.stdout.write(json.dumps(entries, indent=2) + "\n")
+        return 0
+    for title, options in sections.items():
+        indent = "    " if title else ""
+        if title:
+            sys.stdout.write(f"{title}:\n")
+        for each in options:
+            kind = f": {each.kind}" if each.kind else ""
+            default = f" = {each.default}" if each.default else "    (required)"
+            sys.stdout.write(f"{indent}{each.name}{kind}{default}\n")
+            if each.sentence:
+                text = textwrap.fill(
+                    each.sentence, 100, initial_indent=f"{indent}    ", subsequent_indent=f"{indent}    "
+                )
+                sys.stdout.write(f"{text}\n")
     return 0
 
 

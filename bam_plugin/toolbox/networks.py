@@ -56,21 +56,28 @@ def registered_name(name: Any, registered: Mapping[str, Any]) -> Any:
     return name
 
 
+def find_network(name: Any) -> Any:
+    """The class of the registered network `name`. Raises NetworkError."""
+    networks = registered_networks()
+    name = registered_name(name, networks)
+    if name not in networks:
+        raise NetworkError(
+            f"{name!r} is no registered network; {suggest(str(name), networks)} (one of your own: --import MODULE)"
+        )
+    return networks[name]
+
+
 def build_network(options: Mapping[str, Any]) -> nn.Module:
     """Build the registered network `options["type"]` with the other options as its arguments.
 
     Raises NetworkError when the type is not registered, or when the network refuses its arguments; the named errors of
     this package pass as they are.
     """
-    networks = registered_networks()
-    name = registered_name(options.get("type"), networks)
-    if name not in networks:
-        raise NetworkError(
-            f"{name!r} is no registered network; {suggest(str(name), networks)} (one of your own: --import MODULE)"
-        )
+    name = options.get("type")
+    network = find_network(name)
     arguments = {key: value for key, value in options.items() if key != "type"}
     try:
-        return networks[name](**arguments)
+        return network(**arguments)
     except BamError:
         raise
     except Exception as error:  # the networks of others fail in every way on options that do not go together

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY, BSRN, BSRNOptions
+from bam_plugin.archs.describing import describe_network
 from bam_plugin.archs.options import NetworkOptions, UnknownOptionError, takes
 from bam_plugin.archs.srresnet_arch import SRResNet, SRResNetOptions
 from bam_plugin.archs.vdsr_arch import VDSR, VDSROptions
+from bam_plugin.cli import main
 from bam_plugin.config.check import check_network
 from bam_plugin.nn.mixing.recipe import Recipe
 from bam_plugin.nn.options import ChainOptions, ConvOptions
@@ -101,6 +103,35 @@ def test_a_network_of_its_own_is_one_dataclass_and_one_class():
         assert len(network.body.layers) == 3
     finally:
         del ARCH_REGISTRY._obj_map["TwoChains"]
+
+
+OURS = [arch for _, arch in ARCH_REGISTRY if hasattr(arch.__init__, "options_type")]
+
+
+@pytest.mark.parametrize("network", OURS)
+def test_every_option_is_listed_with_its_sentence(network, capsys):
+    options = network.__init__.options_type
+    (listed,) = describe_network(network.__name__).values()
+    assert [each.name for each in listed] == [field.name for field in fields(options)]
+    assert all(each.kind and each.default and each.sentence.endswith(".") for each in listed), listed
+    assert main(["options", "--network", network.__name__]) == 0
+    text = capsys.readouterr().out
+    assert f"num_feat: int = {options.num_feat}\n    " in text
+
+
+def test_listing_follows_the_field_that_is_declared_last():
+    skip = next(each for each in describe_network("VDSR")[""] if each.name == "skip")
+    assert (skip.default, skip.kind) == ("True", "bool | None") and "18 of them" in skip.sentence
+
+
+def test_recipes_and_networks_of_others_are_listed_too(capsys):
+    sections = describe_network("Binarized")
+    assert [each.name for each in sections["recipe"]] == [field.name for field in fields(Recipe)]
+    assert all(each.sentence for each in sections["recipe"])
+    assert main(["options", "--network", "SRVGGNetCompact", "--json"]) == 0
+    assert '"name": "num_conv"' in capsys.readouterr().out
+    assert main(["options", "--network", "VDRS"]) == 2
+    assert "did you mean VDSR?" in capsys.readouterr().err
 
 
 def test_conv_options_make_the_method_with_replaced_sides():
