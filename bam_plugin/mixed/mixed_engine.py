@@ -27,7 +27,7 @@ from bam_plugin.mixed.mixed_network import load_network, sizes_of
 from bam_plugin.mixed.reach import run_fitted
 from bam_plugin.mixed.torch_module import PackedConv2d, packed_layers
 from bam_plugin.packed.bits import words_for
-from bam_plugin.packed.errors import EngineError
+from bam_plugin.packed.errors import EngineError, UnbuildableNetworkError
 from bam_plugin.packed.mixed_format import MixedModel
 from bam_plugin.packed.precision import FLOAT, check_precision
 
@@ -63,6 +63,25 @@ class MixedEngine:
         # This is the layout of the kernels, so maps go to them and back as they are.
         self.network = built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sizes = sizes_of(model)
+        if network is None:
+            self._check_promises()
+
+    def _check_promises(self) -> None:
+        """Raise UnbuildableNetworkError unless the network makes of small pictures what the file says."""
+        model = self.model
+        for edge in (self.sizes.fit(1), self.sizes.fit(1) + model.size_multiple):
+            size = f"pictures of {model.num_in_ch} channels and {edge}x{edge} pixels"
+            promised = (1, model.num_out_ch, edge * model.scale, edge * model.scale)
+            try:
+                with self.settings():
+                    made = self.network(torch.zeros(1, model.num_in_ch, edge, edge))
+            except Exception as error:  # a foreign network may raise anything
+                raise UnbuildableNetworkError(
+                    f"the network does not run on {size}, as the file says ({type(error).__name__}: {error})"
+                ) from error
+            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            if found != promised:
+                raise UnbuildableNetworkError(f"the file promises {promised} for {size}, the network makes {found}")
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """Upscale one image: float32 (H, W, C) -> float32 (H * scale, W * scale, C_out), not clipped.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bam_plugin.errors import MissingDependencyError
+from bam_plugin.mixed.bounded import bounded
 from bam_plugin.mixed.reach import Sizes, find_reach, find_sizes
 from bam_plugin.mixed.sealed import refuse_files, sealed
 from bam_plugin.mixed.torch_module import PackedConv2d, magnitude_norm, pack_network, packed_layers, swap_layers
@@ -117,7 +118,7 @@ def _build(model: MixedModel) -> nn.Module:
     refuse_files(section)
     register_networks()  # before the seal: packages read files of their own when they are imported
     try:
-        with sealed(), torch.random.fork_rng(devices=[]):
+        with sealed(), bounded(model.tensors), torch.random.fork_rng(devices=[]):
             return build_network(section)
     except MissingDependencyError:  # the file is right, but the installation lacks a part that builds it
         raise

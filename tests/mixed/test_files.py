@@ -287,6 +287,8 @@ def drop_layer(document, tensors):
         (errors.InvalidLayerError, "not those of the network", host(num_block=3)),
         (errors.UnbuildableNetworkError, "cannot be built", host(type="NoSuchNetwork")),
         (errors.UnbuildableNetworkError, "cannot be built", host(num_feat="many")),
+        (errors.UnbuildableNetworkError, "more than [0-9]+ parts", host(num_block=10**9)),
+        (errors.UnbuildableNetworkError, "more than [0-9]+ numbers", host(num_feat=3000)),
         (
             errors.UnbuildableNetworkError,
             "network_g.file is 'a'",
@@ -298,6 +300,19 @@ def test_what_does_not_fit_the_network_is_named(expected, message, edit):
     model = unpack_any(forged(edit))
     with pytest.raises(expected, match=message):
         load_network(model)
+
+
+@pytest.mark.parametrize(
+    ("message", "edit"),
+    [
+        ("the file promises", field("scale", 3)),
+        ("the file promises", field("num_out_ch", 4)),
+        ("does not run on pictures", field("num_in_ch", 4)),
+    ],
+)
+def test_what_a_file_promises_is_tried(message, edit):
+    with pytest.raises(errors.UnbuildableNetworkError, match=message):
+        MixedEngine(unpack_any(forged(edit)))
 
 
 def test_old_and_new_versions():
