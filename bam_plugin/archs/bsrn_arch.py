@@ -1,11 +1,11 @@
 """BSRN, the network that the paper designs around bit accumulation: y = R(M(E(x))).
 
-E = conv3x3 + ReLU; M = num_hpb HPB blocks of num_lb LB blocks, binary, closed by one full-precision 3x3 convolution
-(it is in the paper's printed parameter count); R = upsampler. Only M is binarized.
+E = conv3x3 + ReLU. M = num_hpb binary HPB blocks of num_lb LB blocks and one full-precision 3x3 convolution at the end,
+which is in the paper's printed parameter count. R = upsampler. Only M is binarized.
 
-The figure read literally does not train: without an identity path around the 3x3 convolutions 120 binary convolutions
-in sequence never leave the mean colour, and with one and all factors b at 1 every LB block triples the scale. So the
-defaults are a trainable reading, and LITERAL holds the options that give the figure.
+The figure, read literally, does not train. Without an identity path around the 3x3 convolutions, 120 binary
+convolutions in sequence never leave the mean colour. With one, and with all factors b at 1, every LB block triples the
+scale. So the defaults are a trainable reading, and LITERAL has the options of the figure.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class BSRNOptions(ConvOptions, NetworkOptions):
 
     binarizer: str = "bam"
     """A name in bam_plugin.nn.METHODS whose two binarizers take the place of BAM's; the paths around the convolutions
-    stay those of the LB block. Weights are accumulated with `bam` only. Full-precision activations are refused: the
-    body would have no nonlinearity."""
+    stay those of the LB block. Only `bam` accumulates weights. Full-precision activations are refused, because
+    the body would have no nonlinearity."""
     num_feat: int = 48
     """Channels of the body (48: the text and the printed parameter count; the figure says 64)."""
     num_hpb: int = 20
@@ -58,7 +58,7 @@ class BSRNOptions(ConvOptions, NetworkOptions):
     alpha: str = "one"
     """`one`, `learned` or `solved`: the factors of the weight accumulation (BAMWeight)."""
     weight_gradient: str = "latent"
-    """Where the gradient of accumulated weights goes (BAMWeight)."""
+    """The weights that get the gradient of accumulated weights (BAMWeight)."""
     activation_estimator: str = "clip"
     """Gradient of the activations' sign, a name in bam_plugin.nn.ESTIMATORS (where the activation side is `bn_sign`;
     the other sides take it from activation_options)."""

@@ -1,8 +1,8 @@
 """The options of a network as one dataclass, which its constructor takes as keywords.
 
 `@takes(VDSROptions)` above `__init__(self, options)` gives the class the keywords, types and defaults of VDSROptions:
-`VDSR(num_layers=8)` works, `inspect.signature(VDSR)` shows every option, and so the check of option files knows the
-names, the types and what is close to a misspelt name.
+`VDSR(num_layers=8)` works, `inspect.signature(VDSR)` shows every option, and the check of option files knows the
+names, the types and the name next to a misspelt one.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def takes(
 
 
 class UnknownOptionError(OptionError, TypeError):
-    """A network was given a keyword that none of its options has."""
+    """A network got a keyword that is none of its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """What every super-resolution network has."""
+    """The options of every super-resolution network."""
 
     num_in_ch: int = 3
     """Channels of the input image."""
@@ -70,4 +70,4 @@ class NetworkOptions:
     upscale: int = 4
     """Scale factor."""
     binary_parts: Sequence[str] = ()
-    """Parts outside of the body that are binarized too; the network names its parts."""
+    """Parts outside of the body that are binary, too. The network names its parts."""

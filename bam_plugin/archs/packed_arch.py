@@ -22,7 +22,7 @@ from bam_plugin.packed.zoo import find_model
 
 
 class PackedTrainingError(BamError):
-    """A packed file was to be trained."""
+    """A packed file cannot be trained."""
 
 
 @ARCH_REGISTRY.register()
@@ -43,7 +43,7 @@ class PackedNetwork(nn.Module):
         threads = threads or torch.get_num_threads()
         engine = open_engine(read_model(find_model(file)), isa=isa, threads=threads, precision=precision)
         self.engine = engine
-        # A part of this module, so that it moves to a device with it.
+        # It is a part of this module, so that it moves to a device with it.
         self.network = engine.network if isinstance(engine, MixedEngine) else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,12 +4,11 @@
     h = body(head(s))                              binary 3x3 layers with an identity path around each
     y = PixelShuffle(tail(h) + stem_tail(s)) + enlarged x
 
-Each float operation stands where it is cheap for what it gives: 3x3 convolutions are thin, and no full-precision
-convolution closes the body. Trials: docs/lab/networks.md.
+Each float operation stands where it gives much for its time: 3x3 convolutions are thin, and no full-precision
+convolution closes the body. docs/lab/networks.md has the trials.
 
 The body is a sequence of groups, each a BinaryChain and, with `depthwise`, a DepthwiseResidual behind it. A group is an
-accumulation group of BAM; accumulation is off by default, since the identity path already carries the sum that eq. 9
-builds.
+accumulation group of BAM. Accumulation is off by default, because the identity path already carries the sum of eq. 9.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class PlainBSROptions(ChainOptions, NetworkOptions):
     num_convs: int = 1
     """Binary layers of a group, one behind the other."""
     num_planes: int = 1
-    """Layers beside each other in place of each, with different thresholds, see BinaryChain."""
+    """Layers beside each other in place of each layer, with different thresholds, see BinaryChain."""
     plane_shift: float = 0.7
-    """How far the thresholds of the planes start from the middle, see BinaryChain."""
+    """Distance of the planes' thresholds from the middle at the start, see BinaryChain."""
     depthwise: bool = False
     """A full-precision depthwise convolution behind each group, see DepthwiseResidual."""
     num_stem: int = 3
@@ -52,7 +51,7 @@ class PlainBSROptions(ChainOptions, NetworkOptions):
     global_skip: str | None = "bilinear"
     """`bilinear` or `bicubic`: the enlarged input is added to the output; or None."""
     accumulate_weights: bool = False
-    """Accumulate the weights of a group (eq. 3), where the weight binarizer can."""
+    """Accumulate the weights of a group (eq. 3), if the weight binarizer can."""
     accumulate_activations: bool | None = False
     """Accumulate the activations of a group (eq. 9); None follows the method."""
     beta_init: float = 0.0

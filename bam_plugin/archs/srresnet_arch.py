@@ -1,10 +1,10 @@
 """SRResNet (Ledig et al., CVPR 2017), in full precision or with any binarizer in its residual blocks.
 
 9x9 head, 16 residual blocks of two 3x3 convolutions with BatchNorm, a 3x3 convolution with BatchNorm and the long skip,
-PixelShuffle upsampling, 9x9 tail; no convolution has a bias. A binary block keeps its normalizations (they bring the
-convolution's range to that of the identity path) unless the method has none (bbcu), and has no rectifier. Where each
-convolution has an identity path of its own, that takes the place of the one around the block: two would double the
-range from block to block.
+PixelShuffle upsampling, 9x9 tail. No convolution has a bias. A binary block has no rectifier. It keeps its
+normalizations, which bring the range of a convolution to that of the identity path, unless the method has none (bbcu).
+If each convolution
+has an identity path of its own, the block has none: two would double the range from block to block.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """VDSR (Kim et al., CVPR 2016), in full precision or with any binarizer in its body.
 
-MATLAB's bicubic interpolation enlarges the input inside the network; 20 layers of 3x3 convolutions predict what is
-added to it. The first and the last convolution are full precision; the 18 between them are the body. A binary body has
+MATLAB's bicubic interpolation enlarges the input inside the network, and 20 layers of 3x3 convolutions predict a
+correction. The first and the last convolution are full precision. The 18 between them are the body. A binary body has
 no rectifiers (a sign needs none), and the shift of its normalization takes the place of the bias.
 """
 
@@ -23,14 +23,14 @@ PARTS = ("head", "tail")
 
 @dataclass(frozen=True, kw_only=True)
 class VDSROptions(ChainOptions, NetworkOptions):
-    """The options of VDSR; num_in_ch and num_out_ch are equal, because the network predicts a residual."""
+    """The options of VDSR. num_in_ch and num_out_ch are equal, because the network corrects its enlarged input."""
 
     num_layers: int = 20
     """Convolutions in all, with head and tail."""
     group: int = 3
     """Convolutions in one accumulation group (the paper: 6 groups of 3); divides num_layers - 2."""
     skip: bool | None = True
-    """Identity path around each convolution of a binary body; without one, 18 of them in sequence hardly train."""
+    """Identity path around each convolution of a binary body. Without it 18 of them in sequence hardly train."""
 
 
 @ARCH_REGISTRY.register()

@@ -1,4 +1,4 @@
-"""`bam bench`: how fast a packed file runs here, against other runtimes and against the bound of the machine."""
+"""`bam bench`: measure a packed file on this machine, beside other runtimes and the bound of the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_SIDE = 16384  # pixels
 
 
 class BenchError(BamError):
-    """The arguments of `bam bench` cannot be served."""
+    """The arguments of `bam bench` are wrong."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ r"""`bam compare`: results side by side.
     bam compare --hr datasets/Set14/GTmod4 --scale 4 --images comic zebra \
         --method BSRN=results/BSRN_bam_x4/visualization/Set14 --output sheet.png
 
-The last draws chosen images and methods with PSNR and SSIM under each, as papers print them. Methods are folders of
+The last one draws chosen images and methods with PSNR and SSIM under each, as papers print them. Methods are folders of
 result images named like the HR images, with or without a suffix (`comic.png`, `comic_BSRN_bam_x4.png`). Bicubic is
 always among them.
 """

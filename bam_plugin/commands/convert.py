@@ -1,4 +1,4 @@
-"""`bam convert`: a training checkpoint becomes a bit-packed file, after a comparison of the two."""
+"""`bam convert`: convert a training checkpoint to a bit-packed file, after a comparison of the two."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _checkpoint(args: argparse.Namespace) -> Path:
 
 
 def _check_places(args: argparse.Namespace, source: Path) -> None:
-    """No output may take the place of an input or of another output, nor a report, without --force, of any file."""
+    """No output may replace an input or another output. A report may replace a file only with --force."""
     inputs = {"the checkpoint": source, "--options": args.options, "--facts": args.facts}
     taken = {path.resolve(): what for what, path in inputs.items() if path is not None}
     taken |= {path.resolve(): "--images" for path in args.images}
@@ -154,7 +154,7 @@ def _reach(model: PackedModel | MixedModel) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and print what was found. Nothing but a report is written when a comparison finds too large a share."""
+    """Convert and print the results. If a comparison fails, only a report is written."""
     source = _checkpoint(args)
     _check_places(args, source)
     from bam_plugin.conversion.delivery import DisagreementError, convert

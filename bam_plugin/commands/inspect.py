@@ -1,4 +1,4 @@
-"""`bam inspect`: what a packed file holds. Reading it verifies its checksum and its graph."""
+"""`bam inspect`: show a packed file. To read it verifies its checksum and its graph."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _layer_table(layers: list[dict[str, Any]]) -> str:
         numbers = (f"{layer['weights']:,}", str(layer["bits_per_weight"]), f"{layer['bytes']:,}")
         rows.append((printable(layer["name"]), layer["kind"], size, *numbers))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    # Text to the left, numbers to the right.
+    # Text is aligned left, numbers are aligned right.
     aligned = (
         [
             cell.ljust(width) if column < 3 else cell.rjust(width)
@@ -86,7 +86,7 @@ def _unbounded(facts: dict[str, Any]) -> str:
 
 
 def _mixed_lines(facts: dict[str, Any]) -> dict[str, str]:
-    """What only a mixed network has to say: sizes that it takes, where it does not take all."""
+    """The lines of a mixed network: the sizes that it takes, if it does not take all."""
     if facts["kind"] != "mixed" or (facts["size_multiple"], facts["least_size"]) == (1, 1):
         return {}
     return {"sizes": f"multiples of {facts['size_multiple']} from {facts['least_size']} on; others are padded and cut"}

@@ -1,4 +1,4 @@
-"""`bam optimizers`: list what `train.optim_g.type` can be."""
+"""`bam optimizers`: list the values of `train.optim_g.type`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
     infos = describe_optimizers()
     if args.json:
-        # Defaults such as tensors or classes are shown as text.
+        # Defaults such as tensors or classes become text.
         sys.stdout.write(json.dumps([asdict(info) for info in infos], indent=2, default=str) + "\n")
         return 0
     for info in infos:

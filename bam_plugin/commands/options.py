@@ -92,7 +92,7 @@ def _list_network(name: str, *, as_json: bool) -> int:
 
 
 def _check(names: list[str], method: str | None, force: list[str]) -> int:
-    """Exit code 0 where all files are good, 2 otherwise; all of them are looked at."""
+    """Check all files. The exit code is 0 if all are good, else 2."""
     code = 0
     for name in names:
         try:
@@ -106,7 +106,7 @@ def _check(names: list[str], method: str | None, force: list[str]) -> int:
 
 
 def _describe(file: ShippedFile) -> str:
-    """The file and its methods, one line each; beside the paper's recipe, the PSNR that it prints for them."""
+    """The file and its methods, one line each, with the paper's PSNR if the training recipe is the paper's."""
     place = f"options/{file.name}"
     if not file.methods:
         return f"{place}    {file.about}"

@@ -1,8 +1,7 @@
-"""`bam prepare`: data sets and benchmarks into the folders and LMDBs that the option files name.
+"""`bam prepare`: make the folders and LMDBs that the option files name from data sets and benchmarks.
 
-What was written goes to standard output; progress, warnings and images left out go to standard error. Exit code 1
-when an image could not be read (the rest is prepared), 2 when nothing could be done. A killed run is resumed by
-repeating it.
+The results go to standard output. Progress, warnings and left-out images go to standard error. The exit code is 1 if an
+image could not be read (the rest is prepared), and 2 if nothing could be done. After a kill the same command goes on.
 """
 
 from __future__ import annotations

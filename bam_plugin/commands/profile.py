@@ -14,7 +14,7 @@ from bam_plugin.config.problems import OptionsError
 if TYPE_CHECKING:
     from bam_plugin.conversion.profiling import Profile
 
-# Printed in the paper for x4 and a 1280x720 output: parameters and MACs.
+# The paper prints these parameters and MACs for x4 and a 1280x720 output.
 PAPER = {"VDSR": ("668K", "616.9G"), "SRResNet": ("1547K", "127.9G"), "BSRN": ("1216K", "85G")}
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             del document["layers"]
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        # The paper's numbers belong to the networks as they are, not to changed ones.
+        # The paper's numbers belong to the unchanged networks.
         paper = None if args.settings else PAPER.get(result.network)
         sys.stdout.write(format_markdown(result, layers=not args.totals, paper=paper))
     return 0
@@ -67,7 +67,7 @@ def _run_shipped(args: argparse.Namespace) -> int:
     files = [file for file in shipped_files() if file.is_train and file.methods and file.name.endswith("_x4.yml")]
     networks: list[dict[str, Any]] = []
     counted = []
-    # Several trainings of one network are one line, under the shortest name.
+    # Several trainings of one network make one line, under the shortest name.
     for file in sorted(files, key=lambda file: len(file.name)):
         for method in file.methods:
             values = read_options(file.path, method=method).values

@@ -1,4 +1,4 @@
-"""`bam quantize`: offer integer precisions of the float layers in a packed file, with what they cost."""
+"""`bam quantize`: offer integer precisions of the float layers in a packed file, with their cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PrecisionCostError(BamError):
-    """A precision costs too much to be offered."""
+    """A precision costs too much, so the file does not offer it."""
 
     exit_code = 1
 
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, measure, write what is cheap enough, and report; 1 when a precision was refused."""
+    """Calibrate, measure, write the offers that are cheap enough, and report. Returns 1 if a precision was refused."""
     from bam_plugin.conversion.quantization import quantize
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")

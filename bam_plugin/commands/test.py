@@ -1,4 +1,4 @@
-"""`bam test`: a packed file on benchmarks, or by an option file BasicSR's test pipeline, with BasicSR's arguments."""
+"""`bam test`: measure a packed file on benchmarks, or run BasicSR's test pipeline with BasicSR's arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bam train`: BasicSR's training pipeline with this package registered; takes BasicSR's own arguments."""
+"""`bam train`: run BasicSR's training pipeline with this package registered, with BasicSR's own arguments."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`bam upscale`: pictures or clips in, larger ones out; files, folders or patterns.
+"""`bam upscale`: make pictures or clips larger. Inputs are files, folders or patterns.
 
-One bad file does not stop the rest: it is listed at the end and makes the exit code 1. Results appear complete or not
-at all, so a run that was stopped can be repeated with --skip-existing.
+One bad file does not stop the rest. It is listed at the end, and the exit code is 1. Results appear complete or not at
+all, so a stopped run can be repeated with --skip-existing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Upscale what the arguments name; 0 when every picture has its result, 1 when some failed."""
+    """Upscale the inputs. Returns 0 if every picture has its result, 1 if some failed."""
     started = time.perf_counter()
     out, err = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
     if any(is_clip(name) for name in args.input):
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_clips(args: argparse.Namespace, out: TolerantStream, err: TolerantStream) -> int:
-    """Upscale clips; 0 when every one has its result, 1 when some failed."""
+    """Upscale clips. Returns 0 if every one has its result, 1 if some failed."""
     upscaler = Upscaler(args.model, scale=args.scale, isa=args.isa, threads=args.threads, precision=args.precision)
     planned = plan_clips(args.input, args.output, scale=args.scale or upscaler.scale, suffix=args.suffix)
     records, failures = [], []
@@ -149,7 +149,7 @@ def _run_clips(args: argparse.Namespace, out: TolerantStream, err: TolerantStrea
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Within the block SIGTERM acts as Ctrl-C does, so that the unfinished file is removed."""
+    """Within the block SIGTERM acts like Ctrl-C, so that the unfinished file is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return

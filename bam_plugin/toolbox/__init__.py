@@ -1,1 +1,1 @@
-"""Everything that knows BasicSR's quirks: repairs of its versions, networks by name, scripts that use both."""
+"""All knowledge of BasicSR's quirks: repairs of its versions, networks by name, checkpoints."""

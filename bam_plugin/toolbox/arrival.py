@@ -1,7 +1,7 @@
-"""What `import bam_plugin` leaves behind: BasicSR's option parser, when it comes, brings this package along.
+"""`import bam_plugin` extends BasicSR's option parser, as soon as BasicSR is imported.
 
 So the one line `import bam_plugin` in a train.py of BasicSR, HAT or Real-ESRGAN is enough. This module is loaded with
-the package, also where there is no torch: it names the modules that do the work, and imports them when BasicSR comes.
+the package, also without torch. It names the modules that do the work, and imports them when BasicSR is imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def await_basicsr() -> None:
 
 
 class _BasicSRFinder:
-    """Sees BasicSR's modules on their way in; leaves finding and loading them to the ordinary finders."""
+    """Sees the imports of BasicSR's modules. The ordinary finders find and load them."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         if fullname == "basicsr":
@@ -57,7 +57,7 @@ class _OptionsLoader:
 
 
 def _extend(options: Any) -> None:
-    """Replace `parse_options` of the module basicsr.utils.options, and of all that have imported it by name."""
+    """Replace `parse_options` in the module basicsr.utils.options, and in all modules that have imported it by name."""
     original = options.parse_options
     if hasattr(original, "__wrapped__"):
         return

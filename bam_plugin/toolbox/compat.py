@@ -1,7 +1,7 @@
-"""Every quirk of BasicSR's and torchvision's versions, in one place; no file of theirs is touched.
+"""Every quirk of BasicSR's and torchvision's versions, in one place. No file of theirs is changed.
 
 `apply()` makes `import basicsr` possible beside a current torchvision and imports neither. `repair_pipelines()` repairs
-functions of BasicSR that need a GPU where none is needed: the launcher and the resume loader. Both are idempotent.
+functions of BasicSR that need a GPU without reason: the launcher and the resume loader. Both are idempotent.
 Tested with BasicSR 1.4.2, the newest release. Its git master differs by additions (optimizers by name, `yaml_load`):
 no version number is asked, the models of this package override what 1.4.2 lacks and use nothing that only master has.
 """
@@ -31,17 +31,20 @@ LEAST_TORCH = (2, 6)
 
 
 def apply() -> None:
-    """Make BasicSR importable beside any torchvision. Call it before the first `import basicsr`; cheap to repeat."""
+    """Make BasicSR importable beside any torchvision.
+
+    Call it before the first `import basicsr`. A repetition is cheap.
+    """
     if not any(isinstance(finder, _RemovedModuleFinder) for finder in sys.meta_path):
-        # Last in line: where torchvision still has the module, the ordinary finder answers first.
+        # It comes last, so the ordinary finder answers first if torchvision still has the module.
         sys.meta_path.append(_RemovedModuleFinder())
 
 
 def require_basicsr() -> types.ModuleType:
-    """Apply the repairs and import BasicSR; a missing installation is reported with the command that installs it.
+    """Apply the repairs and import BasicSR.
 
-    Raises MissingDependencyError for a torch before 2.6, too: it can run code from a checkpoint in spite of
-    `weights_only`.
+    Raises MissingDependencyError with the command that installs it, also for a torch before 2.6, which can run code
+    from a checkpoint in spite of `weights_only`.
     """
     apply()
     try:
@@ -61,7 +64,7 @@ def require_basicsr() -> types.ModuleType:
 
 
 def repair_pipelines() -> None:
-    """Replace BasicSR's launcher and resume loader by ones that work without a GPU too."""
+    """Replace BasicSR's launcher and resume loader by ones that also work without a GPU."""
     require_basicsr()
     import basicsr.train
     import basicsr.utils.dist_util
@@ -91,7 +94,7 @@ def import_registered(package: str, suffix: str) -> list[str]:
 def forget_loggers() -> None:
     """Close the log files of an earlier pipeline of this process.
 
-    BasicSR makes its logger once per process: a second pipeline would go on writing into the first one's file.
+    BasicSR makes its logger once per process, so a second pipeline would write into the file of the first one.
     """
     from basicsr.utils.logger import initialized_logger
 
@@ -99,7 +102,7 @@ def forget_loggers() -> None:
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
-            with contextlib.suppress(OSError):  # a full disk: what it could not take is lost, and no more
+            with contextlib.suppress(OSError):  # on a full disk only the last lines are lost
                 handler.close()
         del initialized_logger[name]
 
@@ -120,8 +123,8 @@ def replaced(module: types.ModuleType, **attributes: Any) -> Iterator[None]:
 def init_dist(launcher: str, backend: str | None = None, port: int | None = None, **kwargs: Any) -> None:
     """Join the process group of `launcher` (`pytorch` or `slurm`): nccl on GPUs, gloo on the CPU.
 
-    BasicSR's own asks for `rank % device_count` and for nccl, which both fail without a GPU. The device is chosen by
-    the rank within the machine, so that several machines work.
+    BasicSR's own function asks for `rank % device_count` and for nccl, which both fail without a GPU. The rank within
+    the machine chooses the device, so several machines work.
     """
     import torch
     import torch.distributed

@@ -25,16 +25,16 @@ RECORD_KEY = "network_g"
 
 
 class NetworkError(BamError):
-    """A network cannot be built from its options."""
+    """The options do not build a network."""
 
 
 class CheckpointError(BamError):
-    """A checkpoint cannot be read, or does not fit the network."""
+    """A checkpoint is damaged, or does not fit the network."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, the key they stood under ("" for a bare state dict), and the recorded network options, if any."""
+    """Weights, their key in the file ("" for a bare state dict), and the recorded options of the network, if any."""
 
     state: dict[str, torch.Tensor]
     key: str
@@ -50,7 +50,7 @@ def registered_networks() -> dict[str, Any]:
 
 
 def registered_name(name: Any, registered: Mapping[str, Any]) -> Any:
-    """BasicSR adds a suffix to names that several projects use; a file may give the name without it."""
+    """The registered name for `name`. BasicSR adds a suffix to names of several projects, and a file may omit it."""
     if isinstance(name, str) and name not in registered and f"{name}_basicsr" in registered:
         return f"{name}_basicsr"
     return name
@@ -70,8 +70,8 @@ def find_network(name: Any) -> Any:
 def build_network(options: Mapping[str, Any]) -> nn.Module:
     """Build the registered network `options["type"]` with the other options as its arguments.
 
-    Raises NetworkError when the type is not registered, or when the network refuses its arguments; the named errors of
-    this package pass as they are.
+    Raises NetworkError if the type is not registered, or if the network refuses its arguments. The named errors of this
+    package pass as they are.
     """
     name = options.get("type")
     network = find_network(name)
@@ -106,7 +106,7 @@ def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) ->
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # damaged bytes can raise anything; PyTorch's advice, to trust the file, is bad advice
+    except Exception as error:  # damaged bytes can raise anything, and PyTorch's advice to trust the file is bad
         raise CheckpointError(
             f"{path}: a PyTorch file that holds weights alone was expected, found something else; give a checkpoint "
             "such as experiments/NAME/models/net_g_latest.pth"
@@ -128,7 +128,7 @@ def read_checkpoint(path: str | os.PathLike, *, param_key: str | None = None) ->
 
 
 def load_weights(network: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Load strictly: a missing, unknown or misshapen weight is a CheckpointError that lists what differs."""
+    """Load strictly. Raises CheckpointError, which lists missing, unknown and misshapen weights."""
     own = network.state_dict()
     missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]

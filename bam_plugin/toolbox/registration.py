@@ -1,6 +1,6 @@
-"""The packages that fill BasicSR's registries, by name: they are imported when something is first asked for by name.
+"""The packages that fill BasicSR's registries, by name. They are imported at the first look-up of a name.
 
-So a module that builds networks depends on none of the packages that define them.
+So a module that builds networks does not depend on the packages that define them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bam_plugin.toolbox import compat
 NETWORKS = ["bam_plugin.archs", "basicsr.archs"]
 """Packages that register networks."""
 PIPELINE = ["basicsr.data", "basicsr.losses", "basicsr.metrics", "bam_plugin.models", "bam_plugin.optim"]
-"""Packages that register what else a training or a test names: datasets, losses, metrics, models, optimizers."""
+"""Packages that register the other names of a training or a test: datasets, losses, metrics, models, optimizers."""
 
 
 class ImportOptionError(BamError):
@@ -25,12 +25,12 @@ class ImportOptionError(BamError):
 
 
 def register_networks() -> None:
-    """Import what registers networks. Raises MissingDependencyError without BasicSR."""
+    """Import the packages that register networks. Raises MissingDependencyError without BasicSR."""
     _import(NETWORKS)
 
 
 def register_everything() -> None:
-    """Import what registers anything that an option file can name. Raises MissingDependencyError without BasicSR."""
+    """Import the packages that register all names of an option file. Raises MissingDependencyError without BasicSR."""
     _import([*NETWORKS, *PIPELINE])
 
 
@@ -49,14 +49,14 @@ def import_by_name(names: Iterable[str]) -> None:
     compat.apply()
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # and stays there: the module may import its neighbours later
+        sys.path.append(here)  # it stays there, because the module may import its neighbours later
     for name in names:
         try:
             if name.endswith(".py"):
                 _import_file(Path(name))
             else:
                 importlib.import_module(name)
-        except Exception as error:  # whatever a module of the user's raises
+        except Exception as error:  # a module of the user may raise anything
             raise ImportOptionError(
                 f"import {name}: {type(error).__name__}: {error} (looked in {here}, too); name a module or a Python "
                 "file that registers networks"

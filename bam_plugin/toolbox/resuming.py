@@ -1,7 +1,7 @@
-"""Where a training goes on: the newest training state that is whole, with its networks.
+"""Find the newest training state that is whole, with its networks.
 
-torch writes the CRC-32 of every tensor into its files and does not look at it again: a flipped bit on a disk loads
-silently. Here it is checked. A damaged state, or one whose network is damaged, is passed over for the one before.
+torch writes the CRC-32 of every tensor into its files and never checks it, so a flipped bit on a disk loads silently.
+This module checks it. If a state or its network is damaged, the state before it is taken.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LOGGER = logging.getLogger("basicsr")
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The training state to resume from, on the CPU, or None to start afresh; in place of BasicSR's, which needs a GPU.
+    """The training state to resume from, on the CPU, or None for a new start. BasicSR's own function needs a GPU.
 
     With `auto_resume` it is the newest whole state of the experiment that `opt` describes, else `path.resume_state`.
-    Only tensors and plain containers are unpickled. Raises ResumeError where no state is whole.
+    Only tensors and plain containers are unpickled. Raises ResumeError if no state is whole.
     """
     from basicsr.utils import check_resume
 
@@ -58,7 +58,10 @@ def saved_states(folder: str | os.PathLike) -> list[Path]:
 
 
 def check_whole(path: str | os.PathLike) -> None:
-    """Compare the content of a file of `torch.save` with its checksums. Raises ResumeError; older formats have none."""
+    """Compare the content of a file of `torch.save` with its checksums.
+
+    Raises ResumeError. Older formats have no checksums.
+    """
     try:
         with Path(path).open("rb") as file:
             if file.read(1) == b"\x80":  # a pickle: the format before torch 1.6
