@@ -1,21 +1,26 @@
 """Building a network that is no larger than the file that holds its state.
 
 A file may ask for a thousand million blocks. PyTorch calls hooks when a parameter, a buffer or a part gets its place in
-a module, which is before a parameter's memory is filled. There the building ends.
+a module, which is before a parameter's memory is filled. There the building ends. Sizes of single tensors are seen
+before they are made at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST_PARTS = 8, 1000  # entries of modules: so many for each tensor of the file, and so many besides
 MOST_NUMBERS = 4, 1 << 20  # the same for numbers
+MOST_WORK = 1 << 26  # numbers of one tensor, besides those that the file has: a host is watched on an example
 
 
 class BoundError(RuntimeError):
@@ -48,4 +53,21 @@ def bounded(tensors: Mapping[str, np.ndarray]) -> Iterator[None]:
             torch_module.register_module_module_registration_hook,
         ):
             hooks.callback(register(note).remove)
+        hooks.enter_context(_SizesOfNewTensors(most["numbers"] + MOST_WORK))
         yield
+
+
+class _SizesOfNewTensors(TorchDispatchMode):
+    """Sees the sizes that an operator is to make, which are its first argument, before they take memory."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        sizes = args[0] if args else None
+        if not isinstance(sizes, (list, tuple)) or not all(type(size) is int for size in sizes):
+            sizes = ()
+        if math.prod(sizes) > self._limit:
+            raise BoundError(f"it makes a tensor of {list(sizes)}, more than {self._limit} numbers")
+        return func(*args, **(kwargs or {}))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.mixed_hosts import mixed_model
+from helpers.mixed_hosts import mixed_model, section
 from torch import nn
 
 from bam_plugin.archs.bsrn_arch import ARCH_REGISTRY
@@ -109,3 +109,10 @@ def test_the_seal_ends_with_its_block_and_lets_modules_be_imported(
         with pytest.raises(PermissionError):
             (tmp_path / "a.txt").read_text()
     assert (tmp_path / "a.txt").read_text() == "x"
+
+
+def test_single_tensors_are_stopped_before_they_take_memory() -> None:
+    rcan = section("RCAN")
+    for options in ({**rcan, "probe_size": 10**5}, {**rcan, "host": {**rcan["host"], "num_feat": 1 << 14}}):
+        with pytest.raises(UnbuildableNetworkError, match="BoundError: it makes a tensor of"):
+            load_network(forged(**options))
