@@ -1,4 +1,4 @@
-"""Make the pictures of README.md and docs/upscale.md again: `python tools/docs_pictures.py [-m MODEL]`.
+"""Make the pictures of README.md, docs/upscale.md and docs/serve.md again: `python tools/docs_pictures.py [-m MODEL]`.
 
 The photos are those in scikit-image's wheel (NASA's astronaut, public domain; chelsea and coffee, CC0), shrunk to a
 quarter by MATLAB's bicubic. The screenshot needs chromium, chromedriver and selenium.
@@ -7,14 +7,20 @@ quarter by MATLAB's bicubic. The screenshot needs chromium, chromedriver and sel
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.support.ui import WebDriverWait
 from skimage import data
 
 from bam_plugin.cli import main as bam
@@ -24,7 +30,7 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def main() -> int:
-    """Write compare.png and large.png (sheets), and slider.png (a screenshot of the page)."""
+    """Write compare.png and large.png (sheets), slider.png and serve.png (screenshots of the pages)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model")
     model = parser.parse_args().model
@@ -41,20 +47,44 @@ def main() -> int:
         failed |= bam(["compare", photos[1], *chosen, "--box-size", "112", "-o", str(IMAGES / "large.png")])
         failed |= bam(["compare", photos[1], *chosen, "--html", "-o", str(folder / "page.html")])
         if not failed:
-            _screenshot(folder / "page.html", IMAGES / "slider.png")
+            with _browser(620, 900) as browser:
+                browser.get((folder / "page.html").as_uri())
+                _screenshot(browser, IMAGES / "slider.png")
+            _show_server(photos, IMAGES / "serve.png")
     return failed
 
 
-def _screenshot(page: Path, target: Path) -> None:
+@contextlib.contextmanager
+def _browser(width: int, height: int) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=620,900"):
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
         options.add_argument(flag)
     # Named, so that selenium does not look for one to download.
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as browser:
-        browser.get(page.as_uri())
-        shot = browser.get_screenshot_as_png()
-        target.write_bytes(shot)
+        yield browser
+
+
+def _show_server(photos: list[str], target: Path) -> None:
+    """`bam serve` with the photos done and the second one compared."""
+    server = subprocess.Popen([sys.executable, "-m", "bam_plugin.cli", "serve", "--port", "8017"])
+    try:
+        with _browser(900, 1000) as browser:
+            wait = WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException])
+            wait.until(lambda each: each.get("http://127.0.0.1:8017") or each.find_elements("id", "files"))
+            browser.find_element("id", "files").send_keys("\n".join(photos))
+            wait.until(lambda each: len(each.find_elements("css selector", "li.done")) == len(photos))
+            browser.find_elements("css selector", ".view")[1].click()
+            wait.until(lambda each: each.execute_script("return document.querySelector('.pair .after').naturalWidth"))
+            time.sleep(1)  # until the pair is drawn
+            _screenshot(browser, target)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _screenshot(browser: webdriver.Chrome, target: Path) -> None:
+    target.write_bytes(browser.get_screenshot_as_png())
     with Image.open(target) as image:
         pixels = np.asarray(image.convert("RGB"))
     # The empty rest of the window below the page goes.
