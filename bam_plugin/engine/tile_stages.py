@@ -91,7 +91,7 @@ def _levels(ops: list[TileOp]) -> list[int]:
     """The stage number of each operation: as early as possible, resizes as late as possible."""
     made_at: dict[str, int] = {INPUT: -1}
     shuffled: set[str] = set()
-    levels = []
+    levels: list[int] = []
     for op in ops:
         level = 0
         for name in op.inputs:
@@ -105,10 +105,12 @@ def _levels(ops: list[TileOp]) -> list[int]:
     first_read: dict[str, int] = {}
     for level, op in zip(levels, ops, strict=True):
         for name in op.inputs:
-            first_read[name] = min(level - int(name in op.around), first_read.get(name, len(ops)))
+            read = level - int(name in op.around)
+            first_read[name] = min(read, first_read[name]) if name in first_read else read
+    late = [op.kind == "resize" and op.in0 == INPUT for op in ops]
     return [
-        max(level, first_read.get(str(op.out0), level)) if op.kind == "resize" and op.in0 == INPUT else level
-        for level, op in zip(levels, ops, strict=True)
+        max(level, first_read.get(op.outputs[0], level)) if is_late else level
+        for level, op, is_late in zip(levels, ops, late, strict=True)
     ]
 
 
