@@ -26,7 +26,7 @@ import numpy as np
 
 from bam_plugin.data.images import list_images, read_image
 from bam_plugin.upscale import Upscaler
-from bam_plugin.upscale.video.upscale import upscale_video
+from bam_plugin.upscale.video.pipeline import upscale_video
 
 CRF, PRESET = 18, "medium"
 

@@ -26,7 +26,7 @@ from bam_plugin.upscale.batch import DONE, FAILED, PLANNED, SKIPPED, FileResult,
 from bam_plugin.upscale.batch_progress import BatchProgress, explain_failure, list_failures
 from bam_plugin.upscale.tolerant_stream import TolerantStream
 from bam_plugin.upscale.upscaler import MAX_SCALE, Upscaler
-from bam_plugin.upscale.video.batch import plan_clips, upscale_clips
+from bam_plugin.upscale.video.clips import plan_clips, upscale_clips
 from bam_plugin.upscale.video.containers import is_clip
 
 _log = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ _SECURITY = {
 }
 
 
-class Problem(BaseModel):
+class Refusal(BaseModel):
     """Why a request was not served."""
 
     error: str = Field(description="name of the error")
@@ -191,7 +191,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": text}
+    code: {"model": Refusal, "description": text}
     for code, text in {
         400: "the picture or the form cannot be used",
         401: "the token is missing or wrong",

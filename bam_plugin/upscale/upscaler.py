@@ -212,11 +212,11 @@ class Upscaler:
         )
 
     def upscale_video(self, source: str | os.PathLike, destination: str | os.PathLike, **options: Any) -> Any:
-        """Upscale a clip into another one; options and result are those of `bam_plugin.upscale.video.upscale_video`.
+        """Upscale a clip into another one. Options and result are those of `upscale_video` in `video/pipeline.py`.
 
         Needs PyAV (`pip install 'bam-plugin[video]'`).
         """
-        video = importlib.import_module("bam_plugin.upscale.video.upscale")  # it needs this module
+        video = importlib.import_module("bam_plugin.upscale.video.pipeline")  # it needs this module
         return video.upscale_video(self, source, destination, **options)
 
     def _upscale_animation(

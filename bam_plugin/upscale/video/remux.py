@@ -23,7 +23,7 @@ from bam_plugin.upscale.video.clip import ClipFacts, open_clip, video_stream
 from bam_plugin.upscale.video.containers import container_format
 from bam_plugin.upscale.video.encoding import Encoding
 from bam_plugin.upscale.video.errors import ContainerError
-from bam_plugin.upscale.video.segments import Segment
+from bam_plugin.upscale.video.pieces import Piece
 
 # What describes the source's own file, and not its content.
 _OF_THE_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
@@ -52,13 +52,13 @@ def check_container(source: Path, destination: Path, encoding: Encoding) -> list
 
 
 def write_result(
-    path: Path, *, format: str, source: Path, facts: ClipFacts, segments: Sequence[Segment], left_out: set[int]
+    path: Path, *, format: str, source: Path, facts: ClipFacts, pieces: Sequence[Piece], left_out: set[int]
 ) -> None:
     """Write the final file at `path` from the pieces and the other streams of `source`."""
     with open_clip(source) as container, av.open(str(path), "w", format=format) as result:
         moving = video_stream(container, source)
-        with av.open(str(segments[0].path)) as piece:
-            picture = result.add_stream_from_template(piece.streams.video[0], opaque=True)
+        with av.open(str(pieces[0].path)) as first:
+            picture = result.add_stream_from_template(first.streams.video[0], opaque=True)
         picture.time_base = facts.time_base
         _copy_facts(moving, picture)
         if facts.display_matrix is not None:
@@ -72,7 +72,7 @@ def write_result(
         result.metadata.update({key: value for key, value in container.metadata.items() if key not in _OF_THE_FILE})
         if chapters := container.chapters():
             result.set_chapters(chapters)
-        ours, theirs = _pictures(segments, picture, facts), _others(container, copies)
+        ours, theirs = _pictures(pieces, picture, facts), _others(container, copies)
         for _, _, packet in heapq.merge(ours, theirs):
             result.mux(packet)
 
@@ -97,24 +97,22 @@ def _copy_facts(stream: Stream, copy: Stream) -> None:
     copy.disposition = stream.disposition
 
 
-def _pictures(
-    segments: Sequence[Segment], stream: VideoStream, facts: ClipFacts
-) -> Iterator[tuple[float, int, Packet]]:
+def _pictures(pieces: Sequence[Piece], stream: VideoStream, facts: ClipFacts) -> Iterator[tuple[float, int, Packet]]:
     """The packets of all pieces with decoding times that ascend over their borders, with their time in seconds.
 
     Packet i is decoded at the time of frame i - d, d being the largest delay of a piece: the usual rule of encoders,
     here over the whole clip, since each piece was encoded by itself.
     """
-    delay = max(segment.delay for segment in segments)
-    times = (pts for segment in segments for pts in sorted(segment.times))
-    first = min(segments[0].times)
+    delay = max(piece.delay for piece in pieces)
+    times = (pts for piece in pieces for pts in sorted(piece.times))
+    first = min(pieces[0].times)
     step = max(1, round(1 / (facts.rate * facts.time_base)))
     early = [first - (delay - index) * step for index in range(delay)]
     number = 0
-    for segment in segments:
-        with av.open(str(segment.path)) as piece:
-            packets = (packet for packet in piece.demux(video=0) if packet.size)
-            for packet, pts, duration in zip(packets, segment.times, segment.durations, strict=True):
+    for piece in pieces:
+        with av.open(str(piece.path)) as opened:
+            packets = (packet for packet in opened.demux(video=0) if packet.size)
+            for packet, pts, duration in zip(packets, piece.times, piece.durations, strict=True):
                 dts = early[number] if number < delay else next(times)
                 packet.pts, packet.dts, packet.duration = pts, dts, duration
                 packet.stream = stream

@@ -70,7 +70,7 @@ def upscale_clips(
     How far the work is goes to `stream`. Raises MissingDependencyError where PyAV is missing.
     """
     try:
-        video = importlib.import_module("bam_plugin.upscale.video.upscale")
+        video = importlib.import_module("bam_plugin.upscale.video.pipeline")
     except ModuleNotFoundError as error:
         if error.name != "av":
             raise

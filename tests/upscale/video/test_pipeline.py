@@ -29,7 +29,7 @@ from helpers.clips import (  # noqa: E402
 )
 
 from bam_plugin.upscale import Upscaler  # noqa: E402
-from bam_plugin.upscale.video import segments  # noqa: E402
+from bam_plugin.upscale.video import pieces  # noqa: E402
 from bam_plugin.upscale.video.colour import tags_of, to_rgb  # noqa: E402
 from bam_plugin.upscale.video.errors import (  # noqa: E402
     ContainerError,
@@ -38,7 +38,7 @@ from bam_plugin.upscale.video.errors import (  # noqa: E402
     UnknownEncoderError,
     VideoError,
 )
-from bam_plugin.upscale.video.upscale import upscale_video  # noqa: E402
+from bam_plugin.upscale.video.pipeline import upscale_video  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def upscaler() -> Upscaler:
 
 
 @pytest.fixture(autouse=True)
-def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_FRAMES", 5)
+def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_FRAMES", 5)
 
 
 def one_by_one(upscaler: Upscaler, path: Path) -> list[np.ndarray]:
@@ -199,9 +199,9 @@ def test_a_killed_run_is_resumed_and_gives_the_same_frames(tmp_path, upscaler) -
     program = (
         "import sys, time\n"
         "from bam_plugin.upscale import Upscaler\n"
-        "from bam_plugin.upscale.video import segments\n"
-        "from bam_plugin.upscale.video.upscale import upscale_video\n"
-        "segments.SEGMENT_FRAMES = 5\n"
+        "from bam_plugin.upscale.video import pieces\n"
+        "from bam_plugin.upscale.video.pipeline import upscale_video\n"
+        "pieces.PIECE_FRAMES = 5\n"
         "upscale_video(Upscaler(sys.argv[1], threads=1), sys.argv[2], sys.argv[3], codec='ffv1',\n"
         "    progress=lambda done, total: time.sleep(0.05))\n"
     )

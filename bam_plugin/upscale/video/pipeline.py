@@ -1,7 +1,7 @@
 """`upscale_video`: decoding, network and encoding run side by side, each in a thread of its own.
 
 A few frames wait between the stages, so memory does not depend on the length of the clip. The encoded pieces are put
-into the result at the end (segments.py, remux.py); its name appears when it is complete.
+into the result at the end (pieces.py, remux.py); its name appears when it is complete.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from bam_plugin.upscale.video.clip import ClipFacts, TimedFrame, open_clip, read
 from bam_plugin.upscale.video.colour import to_rgb
 from bam_plugin.upscale.video.containers import container_format
 from bam_plugin.upscale.video.encoding import DEFAULT_CODEC, plan_encoding
+from bam_plugin.upscale.video.pieces import PieceStore, TimedPicture
 from bam_plugin.upscale.video.remux import check_container, write_result
-from bam_plugin.upscale.video.segments import SegmentStore, TimedPicture
 from bam_plugin.upscale.video.unchanged import FrameUpscaler
 
 _WAITING = 3  # frames between two stages
@@ -121,7 +121,7 @@ def upscale_video(
     }
     destination.parent.mkdir(parents=True, exist_ok=True)
     frames = FrameUpscaler(upscaler=upscaler, scale=None if factor == upscaler.scale else factor, tile=tile)
-    with SegmentStore(destination, fingerprint=fingerprint, resume=resume) as store, open_clip(source) as container:
+    with PieceStore(destination, fingerprint=fingerprint, resume=resume) as store, open_clip(source) as container:
         resumed = store.frames
         stream = video_stream(container, source)
         decoded = _ascending(read_frames(container, stream, strict=strict, report=notes.append), notes)
@@ -135,7 +135,7 @@ def upscale_video(
                 format=format,
                 source=source,
                 facts=facts,
-                segments=store.segments,
+                pieces=store.pieces,
                 left_out=left_out,
             )
         total = store.frames

@@ -29,12 +29,12 @@ try:
 except ImportError:  # Windows: two runs on one result are not told apart there
     fcntl = None
 
-SEGMENT_FRAMES = 240
+PIECE_FRAMES = 240
 _PIECE_TIME_BASE = Fraction(1, 25)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Piece:
     """One piece: its file, and times and durations of its packets in the order in which they are decoded."""
 
     path: Path
@@ -57,7 +57,7 @@ class TimedPicture:
     duration: int
 
 
-class SegmentStore:
+class PieceStore:
     """The folder of the pieces of one result. Use it in a `with` block, which keeps other runs away from it."""
 
     def __init__(self, destination: Path, *, fingerprint: object, resume: bool):
@@ -65,9 +65,9 @@ class SegmentStore:
         self.folder = destination.with_name(f".{destination.name}.bam-parts")
         self._fingerprint = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
         self._resume = resume
-        self.segments: list[Segment] = []
+        self.pieces: list[Piece] = []
 
-    def __enter__(self) -> SegmentStore:
+    def __enter__(self) -> PieceStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
         if fcntl is not None:
@@ -81,7 +81,7 @@ class SegmentStore:
             if path.name not in {"lock", "made_from"} and path.stem not in {each.path.stem for each in kept}:
                 path.unlink()
         (self.folder / "made_from").write_text(self._fingerprint)
-        self.segments = kept
+        self.pieces = kept
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +90,7 @@ class SegmentStore:
     @property
     def frames(self) -> int:
         """Frames in all pieces."""
-        return sum(len(segment.times) for segment in self.segments)
+        return sum(len(piece.times) for piece in self.pieces)
 
     def remove(self) -> None:
         """Remove the folder: the result is complete, or its pieces are of no use."""
@@ -103,7 +103,7 @@ class SegmentStore:
             yield from self._write_one(first, pictures, encoding)
 
     def _write_one(self, first: TimedPicture, rest: Iterator[TimedPicture], encoding: Encoding) -> Iterator[int]:
-        path = self.folder / f"{len(self.segments):06d}.mkv"
+        path = self.folder / f"{len(self.pieces):06d}.mkv"
         done, shown, stored = self.frames, [], []
 
         def store(packets: list[av.Packet]) -> None:
@@ -122,7 +122,7 @@ class SegmentStore:
                     store(stream.encode(encoding.frame(picture.pixels, number=len(shown))))
                     shown.append((picture.pts, picture.duration))
                     yield done + len(shown)
-                    picture = next(rest, None) if len(shown) < SEGMENT_FRAMES else None
+                    picture = next(rest, None) if len(shown) < PIECE_FRAMES else None
                 store(stream.encode(None))
             if sorted(stored) != list(range(len(shown))):
                 raise VideoError(f"{encoding.codec} made {len(stored)} other frames of the {len(shown)} that it got")
@@ -130,19 +130,19 @@ class SegmentStore:
             facts = {"times": times, "durations": durations}
             with atomic_path(path.with_suffix(".json")) as beside:
                 beside.write_text(json.dumps(facts))
-        self.segments.append(Segment(path=path, times=times, durations=durations))
+        self.pieces.append(Piece(path=path, times=times, durations=durations))
 
-    def _read(self) -> list[Segment]:
+    def _read(self) -> list[Piece]:
         """The pieces without a gap from the first one on; none where they were made from something else."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if (self.folder / "made_from").read_text() != self._fingerprint:
                 return []
-        segments: list[Segment] = []
-        while (path := self.folder / f"{len(segments):06d}.mkv").is_file():
+        pieces: list[Piece] = []
+        while (path := self.folder / f"{len(pieces):06d}.mkv").is_file():
             try:
                 facts = json.loads(path.with_suffix(".json").read_text())
                 times, durations = (tuple(int(each) for each in facts[key]) for key in ("times", "durations"))
-                segments.append(Segment(path=path, times=times, durations=durations))
+                pieces.append(Piece(path=path, times=times, durations=durations))
             except (OSError, ValueError, KeyError, TypeError):
                 break
-        return segments
+        return pieces
