@@ -54,6 +54,10 @@ class BamError(Exception):
     exit_code = 2
 
 
+class ArgumentsError(BamError):
+    """The arguments of a command do not go together."""
+
+
 class MissingDependencyError(BamError):
     """A part of the package needs a library that the present installation lacks."""
 

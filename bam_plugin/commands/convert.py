@@ -9,17 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bam_plugin.errors import BamError
+from bam_plugin.errors import ArgumentsError
 from bam_plugin.files import atomic_path
 from bam_plugin.packed.format import PackedModel
 from bam_plugin.packed.mixed_format import MixedModel
 
 if TYPE_CHECKING:
     from bam_plugin.conversion.delivery import Delivery
-
-
-class ArgumentsError(BamError):
-    """The arguments of `bam convert` do not go together."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bam_plugin.commands import train
-from bam_plugin.errors import BamError
+from bam_plugin.errors import ArgumentsError
 from bam_plugin.packed.precision import FLOAT, PRECISIONS
-
-
-class ArgumentsError(BamError):
-    """The arguments of `bam test` do not go together."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
