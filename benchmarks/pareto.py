@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -131,13 +132,13 @@ def _onnx(network: OnPixels):
     stream = io.BytesIO()
     axes = {"pixels": {1: "height", 2: "width"}}
     example = torch.zeros(1, 24, 32, 3, dtype=torch.uint8)
-    torch.onnx.export(network, (example,), stream, input_names=["pixels"], dynamic_axes=axes, dynamo=False)
+    torch.onnx.export(network, (example,), cast(Any, stream), input_names=["pixels"], dynamic_axes=axes, dynamo=False)
 
     def prepare(size, threads: int) -> Run:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(stream.getvalue(), options, providers=["CPUExecutionProvider"])
-        return lambda pixels: session.run(None, {"pixels": pixels[None]})[0][0]
+        return lambda pixels: cast(Any, session.run(None, {"pixels": pixels[None]})[0])[0]
 
     yield "ONNX Runtime fp32", prepare
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def load_options(
     return loaded
 
 
-def network_options(path: str | Path, *, method: str | None = None) -> dict[str, Any]:
+def network_options(path: str | os.PathLike, *, method: str | None = None) -> dict[str, Any]:
     """The `network_g` section of an option file, with its includes, as `method` has it (default: the file's own).
 
     The modules that the file imports are imported. A training keeps an expanded copy of its file, with the method that

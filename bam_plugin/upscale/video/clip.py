@@ -166,8 +166,8 @@ def _estimated_frames(container: InputContainer, stream: VideoStream, rate: Frac
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    for data in frame.side_data:
-        if data.type == SideDataType.DISPLAYMATRIX:
-            content = bytes(data)
+    for data in frame.side_data:  # a mapping to its stub, a sequence in fact
+        if data.type == SideDataType.DISPLAYMATRIX:  # type: ignore[attr-defined]
+            content = bytes(data)  # type: ignore[arg-type]
             return tuple(int.from_bytes(content[i : i + 4], "little", signed=True) for i in range(0, 36, 4))
     return None

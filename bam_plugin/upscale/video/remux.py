@@ -131,9 +131,10 @@ def _others(container: InputContainer, copies: dict[int, Stream | None]) -> Iter
         if packet.size == 0 or (packet.dts is None and packet.pts is None):
             continue
         when = packet.dts if packet.dts is not None else packet.pts
+        assert when is not None
         # Kept in the order of the file, where a stream's times may step back against another's.
         last = max(last, float(when * packet.time_base))
-        packet.stream = copies[packet.stream.index]
+        packet.stream = copies[packet.stream.index]  # type: ignore[assignment]
         yield last, number + 1, packet
 
 
