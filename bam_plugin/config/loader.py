@@ -11,6 +11,7 @@ the settings of one scheduler do not stay for the next.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class LoadedOptions:
         return names
 
 
-def read_options(path: str | Path, *, method: str | None = None, force: Sequence[str] = ()) -> LoadedOptions:
+def read_options(path: str | os.PathLike, *, method: str | None = None, force: Sequence[str] = ()) -> LoadedOptions:
     """Read and expand an option file, without checking its content.
 
     `method` overrides the file's own; `force` are BasicSR's `--force_yml` entries, `key:key=value` with a YAML value,
