@@ -13,7 +13,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 C_FILES = $(shell git ls-files '*.c' '*.h')
 # The tested versions are for Python 3.11; other versions resolve the ranges in pyproject.toml.
-PINS = $(shell $(BIN)/python -c 'import sys; print("-c requirements.txt" if sys.version_info[:2] == (3, 11) else "")')
+PINS = $(shell $(PYTHON) -c 'import sys; print("-c requirements.txt" if sys.version_info[:2] == (3, 11) else "")')
 
 .PHONY: all demo test docs lint format clean
 all: $(INSTALLED)
