@@ -262,6 +262,7 @@ def test_readings_of_bsrn(options):
     "options",
     [
         {"num_planes": 2},
+        {"weight_binarizer": "sketch"},
         {"accumulate_weights": True, "accumulate_activations": True},
         {"depthwise": True},
         {"binarizer": "bbcu", "head_kernel": 1, "tail_kernel": 3, "upscale": 2},
@@ -272,7 +273,7 @@ def test_plainbsr(options):
     network = enliven(build_network({**section, **options}))
     conversion = convert_network(network, num_in_ch=3)
     agrees(network, conversion)
-    planes = options.get("num_planes", 1)
+    planes = 2 if "num_planes" in options or "weight_binarizer" in options else 1
     assert sum(node.op == "binary_conv2d" for node in conversion.model.graph.nodes) == 4 * planes
 
 
