@@ -10,22 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as HTTPError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bam_plugin import __version__
 from bam_plugin.errors import BamError
@@ -35,7 +30,10 @@ from bam_plugin.pictures.errors import PictureTooLargeError, UnknownPictureError
 from bam_plugin.pictures.formats import written_formats
 from bam_plugin.pictures.read import probe_picture
 from bam_plugin.pictures.write import DEFAULT_QUALITY
+from bam_plugin.serve.answers import Health, JobFacts, ModelFacts, Refusal, refusal
+from bam_plugin.serve.guard import Guard
 from bam_plugin.serve.jobs import Job, JobBoard, QueueFullError
+from bam_plugin.serve.metrics import Metrics
 from bam_plugin.serve.settings import LOOPBACK, ServeSettings
 from bam_plugin.serve.uploads import UploadError, save_upload
 from bam_plugin.upscale.slider_page import DIVIDER
@@ -45,49 +43,6 @@ from bam_plugin.upscale.upscaler import MAX_SCALE
 PAGE = Path(__file__).parent / "page"
 _WATCH_SECONDS = 0.25  # between two looks at a job's progress, and at whether its client is still there
 _MEDIA = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-_SECURITY = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-
-
-class Refusal(BaseModel):
-    """Why a request was not served."""
-
-    error: str = Field(description="name of the error")
-    message: str = Field(description="what was expected, what was found, what to do next")
-
-
-class ModelFacts(BaseModel):
-    """One network in one scale."""
-
-    model: str
-    scale: int
-    default: bool
-    sha256: str
-
-
-class JobFacts(BaseModel):
-    """A job as it stands."""
-
-    id: str
-    name: str
-    state: Literal["waiting", "running", "done", "failed", "cancelled"]
-    progress: float = Field(ge=0, le=1)
-    error: str | None = None
-    error_class: str | None = None
-    width: int | None = None
-    height: int | None = None
-    seconds: float | None = None
-    notes: list[str] = []
-
-
-class Health(BaseModel):
-    """That the server answers, and its version."""
-
-    status: Literal["ok"] = "ok"
-    version: str = __version__
 
 
 class UpscaleOptions:
@@ -108,7 +63,7 @@ assert set(_MEDIA) <= set(written_formats())
 
 def create_app(settings: ServeSettings) -> FastAPI:
     """The application, ready for any ASGI server. Its worker starts and ends with it."""
-    metrics = _Metrics()
+    metrics = Metrics()
     board = JobBoard(settings=settings, finished=metrics.note)
 
     @contextlib.asynccontextmanager
@@ -132,7 +87,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     if settings.host in LOOPBACK:
         # A page of elsewhere must not reach this server by a name of its own that points here.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]", "testserver"])
-    app.add_middleware(_Guard, token=settings.token)
+    app.add_middleware(Guard, token=settings.token)
     for error in (BamError, HTTPError):
         app.add_exception_handler(error, _answer_error)
     _add_api(app, board, settings)
@@ -141,45 +96,9 @@ def create_app(settings: ServeSettings) -> FastAPI:
     return app
 
 
-class _Guard:
-    """Refuses requests without the token and those of other sites' pages, and adds headers to all answers."""
-
-    def __init__(self, app: ASGIApp, *, token: str | None):
-        self._app, self._token = app, token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; a plain ASGI application, so that routes learn when their client goes away."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_SECURITY)
-            await send(message)
-
-        answer = self._refusal(Request(scope)) or self._app
-        await answer(scope, receive, send_with_headers)
-
-    def _refusal(self, request: Request) -> Response | None:
-        origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-            return _problem(403, "ForeignOriginError", f"requests of pages of {origin} are not served")
-        if self._token and request.url.path.startswith(("/v1/", "/metrics")):
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            given = given or request.query_params.get("token", "")
-            if not secrets.compare_digest(given.encode(), self._token.encode()):
-                return _problem(401, "TokenError", "a token is needed: the header `Authorization: Bearer TOKEN`")
-        return None
-
-
-def _problem(status: int, error: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": error, "message": message}, status_code=status, headers=headers)
-
-
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPError):  # ours, and those of the libraries beneath: forms, static files
-        return _problem(error.status_code, "HTTPError", str(error.detail))
+        return refusal(error.status_code, "HTTPError", str(error.detail))
     status = {
         QueueFullError: 429,
         UnknownModelError: 404,
@@ -187,7 +106,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         UnknownPictureError: 415,
         UnsupportedPictureError: 415,
     }.get(type(error), getattr(error, "status", 400))
-    return _problem(status, type(error).__name__, str(error), {"Retry-After": "2"} if status == 429 else None)
+    return refusal(status, type(error).__name__, str(error), {"Retry-After": "2"} if status == 429 else None)
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -275,7 +194,7 @@ def _add_api(app: FastAPI, board: JobBoard, settings: ServeSettings) -> None:
             raise
         if job.state != "done":
             board.remove(job)
-            return _problem(503 if job.state == "cancelled" else 400, job.error_class or "Gone", job.error or "")
+            return refusal(503 if job.state == "cancelled" else 400, job.error_class or "Gone", job.error or "")
         return _picture(job, BackgroundTask(board.remove, job))
 
     @app.post(
@@ -447,26 +366,3 @@ def _list_networks() -> list[ModelFacts]:
         )
         for each in list_models()
     ]
-
-
-class _Metrics:
-    """What /metrics shows, in a registry of its own: several applications may live in one process."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.jobs = Counter("bam_jobs", "Jobs that ended, by state.", ["state"], registry=self.registry)
-        self.pixels = Counter("bam_input_pixels", "Pixels of pictures that were enlarged.", registry=self.registry)
-        self.seconds = Histogram("bam_job_seconds", "Time of jobs that are done.", registry=self.registry)
-        self.waiting = Gauge("bam_jobs_waiting", "Jobs that wait for their turn.", registry=self.registry)
-
-    def note(self, job: Job) -> None:
-        """Count a job that ended."""
-        self.jobs.labels(job.state).inc()
-        if job.state == "done":
-            self.pixels.inc(job.pixels)
-            self.seconds.observe(job.seconds or 0.0)
-
-    def text(self, board: JobBoard) -> str:
-        """All of it in Prometheus' own format."""
-        self.waiting.set(board.waiting)
-        return generate_latest(self.registry).decode()
