@@ -217,6 +217,8 @@ def draw(rows: list[Row], path: Path, by: str, threads: list[int]) -> None:
         for row in line:
             plot.annotate(row.network, (row.ms, row.psnr[by]), fontsize=7, xytext=(4, -9), textcoords="offset points")
         plot.set_xscale("log")
+        for axis in (plot.xaxis.set_major_formatter, plot.xaxis.set_minor_formatter):
+            axis("{x:g}")
         plot.set_xlabel(f"milliseconds, 320x180 to 1280x720, {count} thread{'s' * (count > 1)}")
         plot.grid(alpha=0.3)
     axes[0][0].set_ylabel(f"PSNR on {by} in dB")
