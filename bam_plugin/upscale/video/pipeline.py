@@ -109,8 +109,8 @@ def upscale_video(
     size = target_size((facts.height, facts.width), factor)
     format = container_format(destination)
     encoding = plan_encoding(facts, size=size, codec=codec, crf=crf, preset=preset)
-    notes = check_container(source, destination, encoding)
-    left_out = {int(note.split()[3].rstrip(",")) for note in notes}
+    left_out = check_container(source, destination, encoding)
+    notes = [f"left out stream {index}, data that {format} cannot hold" for index in sorted(left_out)]
     notes += _notes(facts, encoding.padding, encoding.pixel_format)
     status = source.stat()
     fingerprint = {

@@ -29,8 +29,10 @@ from bam_plugin.upscale.video.pieces import Piece
 _OF_THE_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
 
 
-def check_container(source: Path, destination: Path, encoding: Encoding) -> list[str]:
-    """Notes on what of `source` the container of `destination` leaves out. Raises ContainerError for what it must not.
+def check_container(source: Path, destination: Path, encoding: Encoding) -> set[int]:
+    """Numbers of the data streams of `source` that the container of `destination` cannot hold.
+
+    Raises ContainerError where it cannot hold a stream of another kind, or what the encoder makes.
 
     Writes the header of a result, with all streams, into memory.
     """
@@ -48,7 +50,7 @@ def check_container(source: Path, destination: Path, encoding: Encoding) -> list
         if serious:
             what = "; ".join(f"stream {each.index} ({_describe(each)}): {refused[each.index]}" for each in serious)
             raise ContainerError(f"{destination}: a {format} file cannot hold {what}. Name the result .mkv")
-    return [f"left out stream {index}, data that {format} cannot hold" for index in refused if refused[index]]
+    return {index for index, problem in refused.items() if problem is not None}
 
 
 def write_result(
